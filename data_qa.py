@@ -1,0 +1,466 @@
+"""Questions from the hub or from files in one flat schema, and their features: windows of tokens, not yet padded."""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from datasets import (
+    Dataset,
+    DatasetDict,
+    DownloadMode,
+    Features,
+    List,
+    NamedSplit,
+    Value,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.packaged_modules.generator.generator import Generator
+from transformers import BatchEncoding, DataCollatorWithPadding, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+EXTENSIONS = (".json", ".jsonl", ".csv")
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "title": Value("string"),
+        "context": Value("string"),
+        "question": Value("string"),
+        "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
+    }
+)
+# The published one-word names, which huggingface_hub no longer accepts.
+HUB_ALIASES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
+# How the files of each split begin in a local folder: SQuAD's own names and the usual ones.
+FILE_PREFIXES = {"train": ("train",), "validation": ("dev", "valid"), "test": ("test",)}
+
+
+class DataError(ValueError):
+    """Unusable data; the message is one line that names the file, the record and the remedy."""
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def load_splits(
+    *,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    data_files: dict[str, str],
+    cache_dir: str | None = None,
+    token: str | None = None,
+    overwrite_cache: bool = False,
+) -> DatasetDict:
+    """The splits among train, validation and test that a dataset and files offer, all with the schema FEATURES.
+
+    `dataset_name` is a hub id, or a folder with raw SQuAD or other files by split or with what load_dataset reads.
+    `data_files` maps splits to files, which win over the dataset's splits. Questions without an answer have empty
+    lists; only the test split may leave answers out. DataError if anything cannot be had or read.
+    """
+    splits, mode = {}, DownloadMode.FORCE_REDOWNLOAD if overwrite_cache else DownloadMode.REUSE_DATASET_IF_EXISTS
+    files = find_files(dataset_name) if dataset_name else {}
+    if dataset_name and not files:
+        name = hub_name(dataset_name)
+        try:
+            if Path(name, "dataset_dict.json").is_file():
+                splits = load_from_disk(name)
+            else:
+                splits = load_dataset(name, dataset_config_name, cache_dir=cache_dir, token=token, download_mode=mode)
+        except (OSError, ValueError, DatasetsError) as error:
+            raise DataError(
+                f"--dataset_name {dataset_name} cannot be loaded ({one_line(error)}); without a network give "
+                "--train_file / --validation_file / --test_file, or a local folder as --dataset_name."
+            ) from error
+        splits = {split: conform(splits[split], split, dataset_name) for split in SPLITS if split in splits}
+    for split, path in (files | data_files).items():
+        splits[split] = load_file(path, split, cache_dir, mode)
+    if not splits:
+        raise DataError(
+            "there are no questions: give --dataset_name, or --train_file / --validation_file / --test_file."
+        )
+    return DatasetDict(splits)
+
+
+def hub_name(dataset_name: str) -> str:
+    if dataset_name in HUB_ALIASES and not Path(dataset_name).is_dir():
+        logger.info("--dataset_name %s stands for %s on the hub", dataset_name, HUB_ALIASES[dataset_name])
+        return HUB_ALIASES[dataset_name]
+    return dataset_name
+
+
+def find_files(folder: str) -> dict[str, str]:
+    """The file of each split in a local folder, by name; empty if there are none or `folder` is a hub id."""
+    if Path(folder).is_file():
+        raise DataError(
+            f"--dataset_name {folder} is a file: give it as --train_file, --validation_file or --test_file."
+        )
+    found = {}
+    for split, prefixes in FILE_PREFIXES.items():
+        paths = [path for path in Path(folder).glob("*") if path.suffix in EXTENSIONS and path.is_file()]
+        paths = sorted(str(path) for path in paths if path.name.lower().startswith(prefixes))
+        if len(paths) > 1:
+            raise DataError(f"{folder}: {' and '.join(paths)} could all be {split}; choose with --{split}_file.")
+        found |= {split: paths[0]} if paths else {}
+    return found
+
+
+def conform(dataset: Dataset, split: str, name: str) -> Dataset:
+    """`dataset` with the schema FEATURES; DataError if it lacks a column that cannot be left out."""
+    optional = {"title"} | ({"answers"} if split == "test" else set())
+    missing = [column for column in FEATURES if column not in dataset.column_names]
+    if set(missing) - optional:
+        lacking = ", ".join(column for column in missing if column not in optional)
+        raise DataError(f"{name}, split {split}: no column {lacking}; needed are {', '.join(FEATURES)}.")
+    empty = {"title": "", "answers": {"text": [], "answer_start": []}}
+    for column in missing:
+        dataset = dataset.add_column(column, [empty[column]] * len(dataset), feature=FEATURES[column])
+    dataset = dataset.select_columns(list(FEATURES))
+    try:
+        return dataset if dataset.features == FEATURES else dataset.cast(FEATURES)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise DataError(f"{name}, split {split}: needed are the columns {FEATURES} ({one_line(error)}).") from error
+
+
+def load_file(path: str, split: str, cache_dir: str | None = None, mode: DownloadMode | None = None) -> Dataset:
+    """The questions of one file, cached by its content and by this module's code."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: there is no such file; check --{split}_file.")
+    if Path(path).suffix not in EXTENSIONS:
+        raise DataError(f"{path}: files end in {', '.join(EXTENSIONS)}; rename or convert the one of --{split}_file.")
+    # Dataset.from_generator is this builder without the choice of a download mode.
+    builder = Generator(
+        generator=read_records,
+        gen_kwargs={"path": str(path), "answers_required": split != "test"},
+        features=FEATURES,
+        split=NamedSplit(split),
+        cache_dir=cache_dir,
+        config_id=f"squad-{cache_key(Path(path).read_bytes(), split)}",
+    )
+    try:
+        builder.download_and_prepare(download_mode=mode)
+    except DatasetGenerationError as error:
+        raise error.__cause__ if isinstance(error.__cause__, DataError) else error from None
+    return builder.as_dataset(split=split)
+
+
+def read_records(path: str, answers_required: bool = True) -> Iterator[dict]:
+    """Flat, checked records (schema FEATURES) of raw SQuAD JSON, flat JSON, JSON lines or CSV.
+
+    `plausible_answers` of SQuAD v2 are ignored. DataError names the file, the record and the remedy.
+    """
+    seen = set()
+    for where, raw in read_csv(path) if Path(path).suffix == ".csv" else read_json(path):
+        where = f"{path}: {where}"
+        if isinstance(raw, dict) and raw.get("id") is not None:
+            where += f" (id {raw['id']!r})"
+        try:
+            record = flat_record(raw, answers_required)
+        except DataError as error:
+            raise DataError(f"{where} {error}") from None
+        if record["id"] in seen:
+            raise DataError(f"{where} has the id of an earlier question; give every question its own.")
+        seen.add(record["id"])
+        yield record
+    if not seen:
+        raise DataError(f"{path}: holds no questions; fill it or name another file.")
+
+
+def read_json(path: str) -> Iterator[tuple[str, object]]:
+    """(place, record) for every question of raw SQuAD, {"data": [...]}, a bare list, or JSON lines."""
+    text = read_text(path)
+    try:
+        content = json.loads(text) if text.strip() and Path(path).suffix == ".json" else None
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise DataError(f"{path}: line {error.lineno} is not valid JSON ({error.msg}); repair it.") from None
+        content = None
+    if content is None:  # one object a line, as in .jsonl
+        yield from read_json_lines(path, text)
+        return
+    if isinstance(content, dict):
+        content = content.get("data", [content])
+    if not isinstance(content, list):
+        raise DataError(f'{path}: holds no list of questions; wrap them as {{"data": [...]}}.')
+    number = 0
+    for item in content:
+        for raw in article_questions(path, item) if isinstance(item, dict) and "paragraphs" in item else [item]:
+            number += 1
+            yield f"record {number}", raw
+
+
+def read_json_lines(path: str, text: str) -> Iterator[tuple[str, object]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                message = f"{path}: line {number} is not valid JSON ({error.msg}); write one object a line."
+                raise DataError(message) from None
+
+
+def read_csv(path: str) -> Iterator[tuple[str, dict]]:
+    """(place, record) for every row; the cell `answers` holds JSON, an empty one no answer."""
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        for number, row in enumerate(rows, start=1):
+            where = f"record {number}"
+            if row.get("answers"):
+                row["answers"] = json.loads(row["answers"])
+            elif "answers" in row:
+                row["answers"] = []
+            yield where, row
+    except json.JSONDecodeError:
+        example = '{"text": ["..."], "answer_start": [0]}'
+        raise DataError(f"{path}: {where} has no valid JSON in the column answers; write {example}.") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num} is not valid CSV ({error}); repair it.") from None
+
+
+def read_text(path: str) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8.") from None
+
+
+def article_questions(path: str, article: dict) -> Iterator[dict]:
+    """The questions of one article of raw SQuAD, with its title and their paragraph's context."""
+    title = article.get("title")
+    try:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                yield question | {"title": title, "context": paragraph.get("context")}
+    except (KeyError, TypeError, AttributeError):
+        remedy = "write paragraphs as a list of {context, qas: [{id, question, answers}]}"
+        raise DataError(f"{path}: article {title!r} is not in SQuAD's form; {remedy}.") from None
+
+
+def flat_record(raw: object, answers_required: bool) -> dict:
+    """One record in the schema FEATURES; DataError with the rest of a sentence that begins with its place."""
+    if not isinstance(raw, dict):
+        raise DataError("is no object; write {id, context, question, answers}.")
+    needed = ["id", "context", "question", *(["answers"] if answers_required else [])]
+    missing = [name for name in needed if raw.get(name) is None]
+    if missing:
+        raise DataError(f"has no {', '.join(missing)}; add it.")
+    for name in ("context", "question"):
+        if not isinstance(raw[name], str):
+            raise DataError(f"has a {name} that is no text; quote it.")
+    if not raw["context"].strip():
+        raise DataError("has an empty context; add the passage or remove the question.")
+    answers = flat_answers(raw.get("answers") or [])
+    for text, start in zip(answers["text"], answers["answer_start"]):
+        check_answer(raw["context"], text, start)
+    names = {"id": str(raw["id"]), "title": str(raw.get("title") or "")}
+    return names | {"context": raw["context"], "question": raw["question"], "answers": answers}
+
+
+def flat_answers(answers: object) -> dict[str, list]:
+    """{text: [...], answer_start: [...]} of that form or of SQuAD's list of {text, answer_start}."""
+    try:
+        if isinstance(answers, list):
+            answers = {name: [answer[name] for answer in answers] for name in ("text", "answer_start")}
+        texts, starts = list(answers["text"]), list(answers["answer_start"])
+    except (KeyError, TypeError):
+        raise DataError("has answers without text and answer_start; give both.") from None
+    if len(texts) != len(starts):
+        raise DataError(f"has {len(texts)} answer texts but {len(starts)} answer_start; give one for each.")
+    if not all(isinstance(text, str) for text in texts) or not all(type(start) is int for start in starts):
+        raise DataError("has an answer whose text is no text or whose answer_start is no whole number; correct it.")
+    return {"text": texts, "answer_start": starts}
+
+
+def check_answer(context: str, text: str, start: int) -> None:
+    if not text.strip():
+        raise DataError("has an empty answer text; leave the list of answers empty if there is no answer.")
+    if start < 0 or not context.startswith(text, start):
+        place = context.find(text)
+        remedy = (
+            f"set answer_start to {place}" if place >= 0 else "copy the answer from the context as it stands there"
+        )
+        raise DataError(f"has the answer {text!r}, which is not at character {start} of its context; {remedy}.")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def cache_key(*parts: object) -> str:
+    """Names what was made of `parts` by this module's code as it stands, in any process."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for part in parts:
+        digest.update(hashlib.sha256(part if isinstance(part, bytes) else repr(part).encode()).digest())
+    return digest.hexdigest()[:32]
+
+
+# ---- features ------------------------------------------------------------------------------------------------------
+
+
+def featurize(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_length: int,
+    doc_stride: int,
+    training: bool,
+    num_proc: int | None = None,
+    overwrite_cache: bool = False,
+) -> Dataset:
+    """The windows of all questions: a row a window, not padded, with its `length` in tokens.
+
+    Training windows carry `start_positions` and `end_positions`. The others carry `example_id` and `offset_mapping`
+    and are sorted by length, longest first, so that batches hardly need padding. DataError on lengths that do not fit.
+    """
+    check_lengths(tokenizer, max_seq_length, doc_stride)
+    lengths = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
+    features = dataset.map(
+        prepare_train_features if training else prepare_validation_features,
+        batched=True,
+        fn_kwargs={"tokenizer": tokenizer} | lengths,
+        remove_columns=dataset.column_names,
+        features=feature_types(tokenizer, training),
+        num_proc=num_proc,
+        load_from_cache_file=not overwrite_cache,
+        # A tokenizer's pickle, the default key, changes with every call of the tokenizer.
+        new_fingerprint=cache_key(dataset._fingerprint, tokenizer_state(tokenizer), lengths, training),
+        desc=f"Tokenizing {'training' if training else 'evaluation'} questions",
+    )
+    return features if training else features.select(np.argsort(-np.array(features["length"]), kind="stable"))
+
+
+def check_lengths(tokenizer: PreTrainedTokenizerBase, max_seq_length: int, doc_stride: int) -> None:
+    if not tokenizer.is_fast or tokenizer.padding_side != "right":
+        raise DataError("the tokenizer must be a fast one that pads on the right, as those of BERT and RoBERTa are.")
+    if max_seq_length > tokenizer.model_max_length:
+        raise DataError(
+            f"--max_seq_length {max_seq_length} is over the tokenizer's {tokenizer.model_max_length}: lower it."
+        )
+    room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True)
+    if not 0 <= doc_stride < room:
+        raise DataError(
+            f"--doc_stride {doc_stride} must lie between 0 and {room - 1} with --max_seq_length {max_seq_length}."
+        )
+
+
+def feature_types(tokenizer: PreTrainedTokenizerBase, training: bool) -> Features:
+    types = {name: List(Value("int32" if name == "input_ids" else "int8")) for name in tokenizer.model_input_names}
+    if training:
+        types |= {"start_positions": Value("int32"), "end_positions": Value("int32")}
+    else:
+        types |= {"example_id": Value("string"), "offset_mapping": List(List(Value("int32"), length=2))}
+    return Features(types | {"length": Value("int32")})
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> tuple:
+    """All of a tokenizer that decides on the features, without what its last call left behind."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    return type(tokenizer).__name__, tokenizer.model_input_names, tokenizer.special_tokens_map, json.dumps(backend)
+
+
+def tokenize_windows(
+    examples: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_seq_length: int, doc_stride: int
+) -> BatchEncoding:
+    """Question and passage as `[CLS] question [SEP] passage [SEP]`, a long passage in several windows.
+
+    Neighbouring windows share `doc_stride` passage tokens. Example: with max_seq_length 12, a question of 3 tokens and
+    3 special ones, 6 places are left; a passage of tokens 0..9 and doc_stride 2 then gives the windows 0..5 and 4..9.
+    """
+    questions = [question.lstrip() for question in examples["question"]]  # some begin with lots of blanks
+    room = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True)
+    for name, tokens in zip(examples["id"], tokenizer(questions, add_special_tokens=False)["input_ids"]):
+        if len(tokens) + doc_stride >= room:
+            raise DataError(
+                f"question {name!r} has {len(tokens)} tokens, which leaves its passage {max(room - len(tokens), 0)} "
+                f"of --max_seq_length {max_seq_length}, not more than --doc_stride {doc_stride}: raise "
+                "--max_seq_length, lower --doc_stride or shorten the question."
+            )
+    return tokenizer(
+        questions,
+        examples["context"],
+        truncation="only_second",
+        max_length=max_seq_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+
+
+def context_tokens(windows: BatchEncoding, row: int) -> tuple[int, int]:
+    """First passage token of a window, and the one after its last."""
+    sequence_ids = windows.sequence_ids(row)
+    first = sequence_ids.index(1)
+    return first, first + sequence_ids.count(1)
+
+
+def prepare_train_features(
+    examples: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_seq_length: int, doc_stride: int
+) -> dict[str, list]:
+    """Windows with `start_positions` and `end_positions`: the answer's first and last token.
+
+    Both are the [CLS] position in a window that does not hold the whole first answer, or of a question without one.
+    """
+    windows = tokenize_windows(examples, tokenizer, max_seq_length, doc_stride)
+    positions = []
+    for row, sample in enumerate(windows["overflow_to_sample_mapping"]):
+        answers, span = examples["answers"][sample], None
+        if answers["text"]:
+            text, start = answers["text"][0], answers["answer_start"][0]
+            if not examples["context"][sample].startswith(text, start):
+                raise DataError(
+                    f"question {examples['id'][sample]!r}: its answer is not at answer_start {start}; correct it."
+                )
+            span = answer_tokens(windows, row, start, start + len(text))
+        cls_index = windows["input_ids"][row].index(tokenizer.cls_token_id)
+        positions.append(span or (cls_index, cls_index))
+    features = {name: windows[name] for name in tokenizer.model_input_names}
+    features["start_positions"], features["end_positions"] = map(list, zip(*positions))
+    return features | {"length": [len(ids) for ids in windows["input_ids"]]}
+
+
+def answer_tokens(windows: BatchEncoding, row: int, start: int, end: int) -> tuple[int, int] | None:
+    """First and last token of the context's characters [start, end); None if they are not all in the window."""
+    first, stop = context_tokens(windows, row)
+    starts, ends = zip(*windows["offset_mapping"][row][first:stop])
+    if start < starts[0] or end > ends[-1]:
+        return None
+    span = first + bisect_right(ends, start), first + bisect_left(starts, end) - 1
+    return span if span[0] <= span[1] else None
+
+
+def prepare_validation_features(
+    examples: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_seq_length: int, doc_stride: int
+) -> dict[str, list]:
+    """Windows with `example_id` and `offset_mapping`: each token's characters [start, end) in the context.
+
+    Tokens outside the context, on which no answer may start or end, have (-1, -1).
+    """
+    windows = tokenize_windows(examples, tokenizer, max_seq_length, doc_stride)
+    features = {name: windows[name] for name in tokenizer.model_input_names}
+    features["example_id"] = [examples["id"][sample] for sample in windows["overflow_to_sample_mapping"]]
+    features["offset_mapping"] = []
+    for row, offsets in enumerate(windows["offset_mapping"]):
+        first, stop = context_tokens(windows, row)
+        outside = (-1, -1)
+        features["offset_mapping"].append([outside] * first + offsets[first:stop] + [outside] * (len(offsets) - stop))
+    return features | {"length": [len(ids) for ids in windows["input_ids"]]}
+
+
+def make_collator(
+    tokenizer: PreTrainedTokenizerBase, pad_to_max_length: bool, max_seq_length: int
+) -> DataCollatorWithPadding:
+    """Pads a batch of features to `max_seq_length` or to its longest member (to a multiple of 8, for the kernels)."""
+    return DataCollatorWithPadding(
+        tokenizer,
+        padding="max_length" if pad_to_max_length else "longest",
+        max_length=max_seq_length,
+        pad_to_multiple_of=8 if max_seq_length % 8 == 0 else None,  # never beyond the model's positions
+    )

@@ -1,0 +1,235 @@
+"""What a run needs before its first stage: model, questions, trainer and a folder to write to."""
+
+import json
+import logging
+import random
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+
+from arguments import Arguments
+from data_qa import featurize, load_splits, make_collator
+from modeling_la_bert import LABertForQuestionAnswering
+from modeling_la_roberta import LARobertaForQuestionAnswering
+from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
+from utils_qa import AnswerExtractor, Answers, AnswerSettings, score_answers, write_json
+
+logger = logging.getLogger(__name__)
+
+MODEL_CLASSES = {"bert": LABertForQuestionAnswering, "roberta": LARobertaForQuestionAnswering}
+# a run that continues in a folder must agree with the run that began there on these
+SAME_RUN = (
+    "model_name_or_path dataset_name train_file max_train_samples max_seq_length doc_stride attention_dropout "
+    "length_adaptive num_sandwich length_drop_ratio_bound layer_dropout_prob layer_dropout_bound kl_direction "
+    "kl_temperature learning_rate per_device_train_batch_size gradient_accumulation_steps seed"
+)
+
+
+class RunError(ValueError):
+    """Something a run needs is missing or does not fit; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions, their features, and how logits become answers and scores."""
+
+    examples: Dataset
+    features: Dataset
+    settings: AnswerSettings
+
+    @cached_property
+    def extractor(self) -> AnswerExtractor:
+        """Turns (start, end) logits of `features` into Answers; prepared once, used for every length config."""
+        return AnswerExtractor(self.examples, self.features, self.settings)
+
+    @cached_property
+    def has_gold(self) -> bool:
+        """Whether the answers can be scored: some question names an answer, or unanswerable ones are expected."""
+        return self.settings.version_2_with_negative or any(gold["text"] for gold in self.examples["answers"])
+
+    def score(self, answers: Answers) -> dict[str, float]:
+        """EM and F1 (0-100) without prefix; nothing for questions without gold answers."""
+        if not self.has_gold:
+            return {}
+        return score_answers(answers, self.examples, self.settings.version_2_with_negative)
+
+    def sample(self, size: int, seed: int) -> "QuestionSet":
+        """`size` of the questions, drawn without replacement by `seed`, with their features."""
+        chosen = sorted(random.Random(seed).sample(range(len(self.examples)), min(size, len(self.examples))))
+        examples = self.examples.select(chosen)
+        ids = set(examples["id"])
+        kept = [row for row, example in enumerate(self.features["example_id"]) if example in ids]
+        return QuestionSet(examples, self.features.select(kept), self.settings)
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The length-adaptive model in float32 and its tokenizer; RunError if the folder or the type does not fit."""
+    model_args, max_seq_length = args.model, args.data.max_seq_length
+    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
+    try:
+        config = AutoConfig.from_pretrained(model_args.config_name or model_args.model_name_or_path, **hub)
+        if config.model_type not in MODEL_CLASSES:
+            raise RunError(
+                f"--model_name_or_path {model_args.model_name_or_path} is of type {config.model_type}; supported are "
+                f"{' and '.join(MODEL_CLASSES)}."
+            )
+        if args.run.do_train and getattr(config, "length_config", None):
+            logger.info("training starts at full length; the model's length_config %s is dropped", config.length_config)
+            config.length_config = None
+        if model_args.attention_dropout is not None:
+            config.attention_probs_dropout_prob = model_args.attention_dropout
+        tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or model_args.model_name_or_path, **hub)
+        model = MODEL_CLASSES[config.model_type].from_pretrained(
+            model_args.model_name_or_path, config=config, dtype=torch.float32, **hub
+        )
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"--model_name_or_path {model_args.model_name_or_path} cannot be loaded: {reason}") from error
+    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    if max_seq_length > config.max_position_embeddings - offset:
+        limit = config.max_position_embeddings - offset
+        raise RunError(f"--max_seq_length {max_seq_length} is more than the {limit} positions of this model.")
+    return model, tokenizer
+
+
+def load_data(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset | None, dict[str, QuestionSet]]:
+    """Training features (None without --do_train) and the question sets "validation" and "test" the stages need."""
+    data, run = args.data, args.run
+    wanted = {"train": run.do_train, "validation": run.do_eval or args.search.do_search, "test": run.do_predict}
+    files = {split: getattr(data, f"{split}_file") for split in wanted if wanted[split]}
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
+    settings = AnswerSettings(
+        data.n_best_size, data.max_answer_length, data.version_2_with_negative, data.null_score_diff_threshold
+    )
+    with run.main_process_first(desc="preprocessing"):
+        splits = load_splits(
+            dataset_name=data.dataset_name,
+            dataset_config_name=data.dataset_config_name,
+            data_files={split: file for split, file in files.items() if file},
+            cache_dir=args.model.cache_dir,
+            token=args.model.token,
+            overwrite_cache=data.overwrite_cache,
+        )
+        train_features, question_sets = None, {}
+        for split in files:
+            if split not in splits:
+                raise RunError(f"--dataset_name {data.dataset_name} has no {split} split: give --{split}_file.")
+            examples = splits[split].select(range(min(limits[split] or sys.maxsize, len(splits[split]))))
+            features = featurize(
+                examples,
+                tokenizer,
+                max_seq_length=data.max_seq_length,
+                doc_stride=data.doc_stride,
+                training=split == "train",
+                num_proc=data.preprocessing_num_workers,
+                overwrite_cache=data.overwrite_cache,
+            )
+            if split == "train":
+                train_features = features
+            else:
+                question_sets[split] = QuestionSet(examples, features, settings)
+    return train_features, question_sets
+
+
+def make_trainer(
+    args: Arguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_features: Dataset | None,
+    validation: QuestionSet | None,
+) -> QuestionAnsweringTrainer:
+    adaptive = args.length_adaptive
+    common = {
+        "model": model,
+        "args": args.run,
+        "train_dataset": train_features,
+        "eval_dataset": validation.features if validation else None,  # the Trainer asks for one if it evaluates
+        "processing_class": tokenizer,
+        "data_collator": make_collator(tokenizer, args.data.pad_to_max_length, args.data.max_seq_length),
+        "questions": validation,
+    }
+    if not adaptive.length_adaptive:
+        return QuestionAnsweringTrainer(**common)
+    settings = LengthDropSettings(
+        max_length=args.data.max_seq_length,
+        num_sandwich=adaptive.num_sandwich,
+        length_drop_ratio_bound=adaptive.length_drop_ratio_bound,
+        layer_dropout_prob=adaptive.layer_dropout_prob,
+        layer_dropout_bound=adaptive.layer_dropout_bound,
+        kl_direction=adaptive.kl_direction,
+        kl_temperature=adaptive.kl_temperature,
+    )
+    return LengthDropTrainer(**common, length_drop=settings)
+
+
+# ---- the folder a training run writes to ---------------------------------------------------------------------------
+
+
+def run_settings(args: Arguments) -> dict:
+    """The settings that a continued run must share with the run that began."""
+    groups = (args.model, args.data, args.length_adaptive, args.run)
+    values = {name: value for group in groups for name, value in vars(group).items()}
+    return {name: values[name] for name in SAME_RUN.split()}
+
+
+def clear_output_dir(folder: Path) -> None:
+    """Remove what an earlier run of ours left that the new one would mix with; other files stay."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for name in ("all_results.json", "run_args.json", "search_store.jsonl", "trainer_state.json"):
+        (folder / name).unlink(missing_ok=True)
+    for result in folder.glob("*_results.json"):
+        result.unlink()
+
+
+def checkpoint_to_resume(args: Arguments) -> str | None:
+    """The checkpoint that training continues from, None to start; RunError if the folder holds anything else."""
+    folder, asked = Path(args.run.output_dir), args.run.resume_from_checkpoint
+    if asked and asked.lower() not in ("true", "false"):
+        if not Path(asked, "trainer_state.json").is_file():
+            raise RunError(f"--resume_from_checkpoint {asked} is no checkpoint folder (it has no trainer_state.json).")
+        return asked
+    if args.run.overwrite_output_dir:
+        return None
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if asked and asked.lower() == "true" and checkpoint is None:
+        raise RunError(f"--resume_from_checkpoint: there is no checkpoint in {folder}.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    record = folder / "run_args.json"
+    if not record.is_file():
+        raise RunError(f"--output_dir {folder} holds other files: name another or add --overwrite_output_dir.")
+    begun, now = json.loads(record.read_text()), run_settings(args)
+    differing = [f"--{name}" for name in now if begun.get(name) != now[name]]
+    if differing:
+        raise RunError(
+            f"--output_dir {folder} was begun with another {', '.join(differing)}: name another folder or add "
+            "--overwrite_output_dir."
+        )
+    if checkpoint:
+        logger.info("continuing from %s; --overwrite_output_dir starts anew", checkpoint)
+    return checkpoint
+
+
+def prepare_output_dir(args: Arguments) -> str | None:
+    """Make the output folder ready; returns the checkpoint that --do_train continues from, if any."""
+    folder = Path(args.run.output_dir)
+    with args.run.main_process_first(desc="output folder"):
+        if args.run.process_index == 0 and args.run.overwrite_output_dir and folder.is_dir():
+            clear_output_dir(folder)
+        checkpoint = checkpoint_to_resume(args) if args.run.do_train else None
+        folder.mkdir(parents=True, exist_ok=True)
+        if args.run.process_index == 0 and args.run.do_train:
+            write_json(folder / "run_args.json", run_settings(args))
+    return checkpoint

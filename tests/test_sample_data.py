@@ -1,0 +1,229 @@
+"""The sample set that scripts/make_sample_data.py writes, and the commands in scripts/*.sh."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERATOR = ROOT / "scripts" / "make_sample_data.py"
+QUESTION_WORDS = "Who What When Where Which How Why In On From For Whose Whom To Of As Since".split()
+
+
+def generate(folder: Path, *flags: str) -> dict[str, bytes]:
+    """The bytes of train.json and validation.json after one run of the generator in a process of its own."""
+    command = [sys.executable, str(GENERATOR), "--output_dir", str(folder), *flags]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "random"})
+    return {split: (folder / f"{split}.json").read_bytes() for split in ("train", "validation")}
+
+
+def read_records(squad: dict) -> list[dict]:
+    """One record a question, with its passage."""
+    return [
+        qa | {"context": paragraph["context"]}
+        for article in squad["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> dict[str, dict]:
+    files = generate(tmp_path_factory.mktemp("sample"))
+    return {split: json.loads(text) for split, text in files.items()}
+
+
+@pytest.fixture(scope="module")
+def records(sample) -> dict[str, list[dict]]:
+    return {split: read_records(squad) for split, squad in sample.items()}
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    size = ("--train_questions", "60", "--validation_questions", "30")
+    first = generate(tmp_path / "a", *size, "--seed", "7")
+    assert generate(tmp_path / "b", *size, "--seed", "7") == first
+    other = generate(tmp_path / "c", *size, "--seed", "8")
+    assert all(other[split] != first[split] for split in first)
+
+
+def test_files_have_the_raw_squad_format_and_the_numbers_of_questions_asked_for(tmp_path):
+    files = generate(tmp_path, "--train_questions", "41", "--validation_questions", "13")
+    for (split, text), number in zip(files.items(), (41, 13)):
+        squad = json.loads(text)
+        assert set(squad) == {"version", "data"} and squad["version"] == "1.1"
+        assert all(set(article) == {"title", "paragraphs"} and article["paragraphs"] for article in squad["data"])
+        records = read_records(squad)
+        assert len(records) == number
+        assert all(set(record) == {"id", "question", "answers", "context"} for record in records)
+        assert len({record["id"] for record in records}) == number, split
+
+
+def test_every_answer_stands_at_its_offset_on_word_boundaries(records):
+    for record in records["train"] + records["validation"]:
+        assert record["answers"]
+        for answer in record["answers"]:
+            start, end = answer["answer_start"], answer["answer_start"] + len(answer["text"])
+            assert record["context"][start:end] == answer["text"] == answer["text"].strip()
+            around = record["context"][max(start - 1, 0) : start] + record["context"][end : end + 1]
+            assert not re.search(r"\w", around), (answer, around)
+
+
+def test_train_has_one_gold_answer_and_validation_often_several(records):
+    assert all(len(record["answers"]) == 1 for record in records["train"])
+    several = sum(len(record["answers"]) > 1 for record in records["validation"])
+    assert 0.2 < several / len(records["validation"]) < 0.9
+
+
+def test_an_answer_is_told_once_and_a_question_asked_once_a_passage(records):
+    for split in records.values():
+        asked = [(record["context"], record["question"]) for record in split]
+        assert len(set(asked)) == len(asked)
+        assert all(record["context"].count(record["answers"][0]["text"]) == 1 for record in split)
+
+
+def test_questions_are_sentences_without_leftover_slots(records):
+    for record in records["train"] + records["validation"]:
+        assert record["question"].endswith("?") and record["question"].split()[0] in QUESTION_WORDS
+        assert not re.search(r"[{}]|  ", record["question"] + record["context"])
+        assert record["context"].endswith(".") and record["context"][0].isupper()
+
+
+def test_splits_share_no_passage_name_or_phrase_answer(sample, records):
+    def capitalised(split: str) -> set[str]:
+        return set(re.findall(r"\b[A-Z][a-z]{2,}", " ".join(record["context"] for record in records[split])))
+
+    words = tomllib.loads((ROOT / "scripts" / "sample_templates.toml").read_text(encoding="utf-8"))["words"]
+    surnames_and_first_names = set(words["last"].split()) | set(words["first"].split())
+    starts = words["town_start"].split()
+    towns = {start + end for start in starts for end in words["town_end"].split()}
+    shared = capitalised("train") & capitalised("validation")
+    assert not shared & (surnames_and_first_names | towns)
+
+    answers = {split: {r["answers"][0]["text"] for r in records[split]} for split in records}
+    numeric = {answer for answer in answers["validation"] if re.search(r"\d", answer)}
+    assert not (answers["train"] & answers["validation"]) - numeric
+    assert not {r["context"] for r in records["train"]} & {r["context"] for r in records["validation"]}
+    titles = [{article["title"] for article in sample[split]["data"]} for split in ("train", "validation")]
+    assert not titles[0] & titles[1]
+
+
+def test_lengths_call_for_padding_truncation_and_doc_stride(records):
+    """Measured: 1.1 word pieces a word or punctuation mark; 335 of them and a question fill a window of 384."""
+    for split in records.values():
+        lengths = sorted(len(re.findall(r"\w+|[^\w\s]", record["context"])) for record in split)
+        assert 20 < lengths[0] < 45 and 400 < lengths[-1] < 460
+        assert 0.05 < sum(length > 335 for length in lengths) / len(lengths) < 0.35
+
+
+def test_the_first_span_of_the_right_type_is_a_poor_answer(records):
+    """A reader that ignores the question's subject and relation and takes the first date must mostly fail."""
+    pattern = re.compile(r"\d{1,2} [A-Z][a-z]+ \d{4}")
+    dated = [record for record in records["train"] if pattern.fullmatch(record["answers"][0]["text"])]
+    hits = sum(pattern.search(record["context"])[0] == record["answers"][0]["text"] for record in dated)
+    assert len(dated) > 50 and hits / len(dated) < 0.5
+
+
+def test_version_2_leaves_about_a_third_without_an_answer(tmp_path):
+    files = generate(tmp_path, "--version_2", "--train_questions", "600", "--validation_questions", "60")
+    records = read_records(json.loads(files["train"]))
+    assert all(record["is_impossible"] == (not record["answers"]) for record in records)
+    assert 0.25 < sum(record["is_impossible"] for record in records) / len(records) < 0.42
+    stated = {(r["context"], r["question"]) for r in records if r["answers"]}
+    assert not stated & {(r["context"], r["question"]) for r in records if r["is_impossible"]}
+
+
+# ---- the commands in scripts/*.sh ----------------------------------------------------------------------------------
+
+
+def printed_commands(script: str, folder: Path, **variables: str) -> list[list[str]]:
+    """Run a script in a copy of scripts/ with a stand-in for Python, and collect its run_qa.py command lines."""
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    (folder / "requirements.txt").write_text("")
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\n[ "$1" = scripts/make_sample_data.py ] && exec {sys.executable} "$@"\nexit 0\n')
+    python.chmod(0o755)
+    (folder / ".venv" / "installed-requirements.txt").write_text("")
+    keep = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    environment = keep | {"PYTHON": sys.executable} | variables
+    command = ["bash", f"scripts/{script}"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if " run_qa.py " in line]
+    return [line[line.index("run_qa.py") + 1 :] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "number"),
+    [
+        ("1_finetune.sh", {}, 1),
+        ("2_length_drop.sh", {}, 1),
+        ("3_search.sh", {}, 1),
+        ("evaluate.sh", {}, 2),
+        ("reproduce.sh", {}, 5),
+        ("quickstart.sh", {"MODEL": "some/encoder"}, 5),
+        ("quickstart.sh", {"MODEL": "some/encoder", "TRAIN_FILE": "t.json", "VALIDATION_FILE": "v.json"}, 5),
+    ],
+)
+def test_every_command_of_a_script_parses_without_a_warning(script, variables, number, tmp_path, capsys, monkeypatch):
+    arguments = pytest.importorskip("arguments")
+    commands = printed_commands(script, tmp_path, **variables)
+    assert len(commands) == number
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        arguments.parse_args([flag for flag in command if flag != "--bf16"])  # refused where there is no such device
+        warnings = capsys.readouterr().err
+        assert "has no effect" not in warnings, (command, warnings)
+    if variables.get("TRAIN_FILE"):
+        assert all("v.json" in command for command in commands) and sum("t.json" in c for c in commands) == 2
+
+
+def test_the_published_commands_are_in_the_step_scripts(tmp_path):
+    """The three commands of the paper's recipe, flag for flag and independent of their order."""
+    recipe = "--max_seq_length 384 --doc_stride 128"
+    published = {
+        "1_finetune.sh": "--model_name_or_path nreimers/MiniLMv2-L6-H384-distilled-from-RoBERTa-Large "
+        "--dataset_name squad --do_train --do_eval --learning_rate 3e-5 --num_train_epochs 2 "
+        f"--per_device_train_batch_size 8 --output_dir output/finetuning {recipe}",
+        "2_length_drop.sh": "--model_name_or_path output/finetuning --dataset_name squad --do_train --do_eval "
+        "--learning_rate 3e-5 --num_train_epochs 5 --per_device_train_batch_size 8 --length_adaptive --num_sandwich 2 "
+        f"--length_drop_ratio_bound 0.2 --layer_dropout_prob 0.2 --output_dir output/dynamic {recipe}",
+        "3_search.sh": "--model_name_or_path output/dynamic --dataset_name squad --do_eval --do_search "
+        f"--per_device_eval_batch_size 32 --output_dir output/search {recipe}",
+    }
+    for script, text in published.items():
+        (command,) = printed_commands(script, tmp_path / script)
+        assert sorted(command) == sorted(shlex.split(text)), script
+
+
+def test_finished_steps_are_skipped_with_a_line_that_says_so(tmp_path):
+    for step in ("finetuning", "dynamic", "evaluation_full", "evaluation_searched"):
+        (tmp_path / "output/quickstart" / step).mkdir(parents=True)
+        (tmp_path / "output/quickstart" / step / "eval_results.json").write_text("{}")
+    commands = printed_commands("quickstart.sh", tmp_path, MODEL="some/encoder")
+    assert len(commands) == 1 and "--do_search" in commands[0]
+
+
+def test_summary_table_tells_speed_up_against_the_first_measured_folder(tmp_path):
+    full = {"eval_f1": 90.5, "eval_exact_match": 85.25, "eval_macs": 4_758_552_960, "eval_latency_ms": 12.0}
+    small = {"eval_f1": 89.5, "eval_exact_match": 84.0, "eval_macs": 2_546_934_528, "eval_latency_ms": 8.0}
+    for name, results, lengths in (("full", full, [384] * 6), ("small", small, [315, 251, 242, 159, 142, 33])):
+        (tmp_path / name).mkdir()
+        text = json.dumps(results | {"eval_length_config": lengths})
+        (tmp_path / name / "eval_results.json").write_text(text)
+    command = [sys.executable, str(ROOT / "scripts" / "summary_table.py")]
+    done = subprocess.run(
+        [*command, tmp_path / "full", tmp_path / "small"], capture_output=True, text=True, check=True
+    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    assert rows[2] == ["full", "full (384)", "90.50", "85.25", "4.759", "12.00", "1.00x"]
+    assert rows[3] == ["small", "(315, 251, 242, 159, 142, 33)", "89.50", "84.00", "2.547", "8.00", "1.50x"]
+    missing = subprocess.run([*command, tmp_path / "none"], capture_output=True, text=True, check=False)
+    assert missing.returncode == 1 and "evaluate first" in missing.stderr and "Traceback" not in missing.stderr

@@ -1,0 +1,189 @@
+"""Trainers for question answering: evaluation at any length config, and the LengthDrop training step."""
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import speed_metrics
+
+from length_drop import constant_ratio_config, sample_layer_config, sample_length_config
+
+LengthConfig = tuple[int, ...]
+Logits = tuple[np.ndarray, np.ndarray]
+
+
+class _BatchesWithLengthConfig:
+    """The batches of `dataloader`, each with the length config as one more argument of the model's forward."""
+
+    def __init__(self, dataloader: DataLoader, length_config: LengthConfig):
+        self.dataloader, self.length_config, self.dataset = dataloader, length_config, dataloader.dataset
+
+    def __len__(self) -> int:
+        return len(self.dataloader)
+
+    def __iter__(self) -> Iterator[dict]:
+        for batch in self.dataloader:
+            yield {**batch, "length_config": self.length_config}
+
+
+class QuestionAnsweringTrainer(Trainer):
+    """Modifications: evaluation turns span logits into answers and scores them, at a length config of choice.
+
+    `questions` is what evaluation during training uses: an object with `features`, `extractor(logits) -> answers` and
+    `score(answers) -> dict`.
+    """
+
+    loss_is_scaled_for_ga = False  # the heads' losses are means over the batch, whatever kwargs forward() takes
+
+    def __init__(self, *args, questions=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.questions = questions
+
+    def predict_logits(
+        self, features: Dataset, length_config: LengthConfig | None = None, description: str = "Prediction"
+    ) -> Logits:
+        """Start and end logits (N, S) of `features` in their order, padded with -100.
+
+        None means the length config stored in the model, or else full length.
+        """
+        dataloader = self.get_test_dataloader(features)
+        if length_config is not None:
+            dataloader = _BatchesWithLengthConfig(dataloader, length_config)
+        ignore_keys = ["loss", "hidden_states", "attentions"]
+        loop = self.evaluation_loop(dataloader, description, prediction_loss_only=False, ignore_keys=ignore_keys)
+        return loop.predictions
+
+    def answer(self, questions, length_config: LengthConfig | None = None, metric_key_prefix: str = "test"):
+        """Answers of `questions`, and metrics with the prefix: scores if there are gold answers, model time."""
+        started = time.time()
+        logits = self.predict_logits(questions.features, length_config, description=metric_key_prefix)
+        speed = speed_metrics(metric_key_prefix, started, num_samples=len(questions.examples))
+        answers = questions.extractor(logits)
+        scores = {f"{metric_key_prefix}_{name}": value for name, value in questions.score(answers).items()}
+        return answers, scores | speed
+
+    def evaluate(self, questions=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Metrics of `questions` (the trainer's own if None); what --eval_strategy calls while training."""
+        _, metrics = self.answer(questions or self.questions, metric_key_prefix=metric_key_prefix)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+@dataclass(frozen=True)
+class LengthDropSettings:
+    """How sub-models are drawn and taught; `max_length` is the sequence length in tokens that ratios refer to."""
+
+    max_length: int
+    num_sandwich: int = 2
+    length_drop_ratio_bound: float = 0.2
+    layer_dropout_prob: float | None = None
+    layer_dropout_bound: int | None = None
+    kl_direction: Literal["sub_full", "full_sub"] = "sub_full"
+    kl_temperature: float = 1.0
+
+    def draw_submodels(self, rng: random.Random, num_layers: int) -> list[dict[str, LengthConfig]]:
+        """The smallest sub-model (constant ratio at the bound) and `num_sandwich` random ones, as forward arguments."""
+        smallest_layers = None
+        if self.layer_dropout_prob is None and self.layer_dropout_bound:
+            smallest_layers = tuple(range(max(1, num_layers - self.layer_dropout_bound)))
+        bound, length = self.length_drop_ratio_bound, self.max_length
+        submodels = [
+            {
+                "length_config": constant_ratio_config(bound, num_layers, length, smallest_layers),
+                "layer_config": smallest_layers,
+            }
+        ]
+        for _ in range(self.num_sandwich):
+            layers = sample_layer_config(rng, num_layers, self.layer_dropout_prob, self.layer_dropout_bound)
+            lengths = sample_length_config(rng, num_layers, length, bound, layers)
+            submodels.append({"length_config": lengths, "layer_config": layers})
+        return submodels
+
+
+def kl_divergence(
+    sub_logits: torch.Tensor, full_logits: torch.Tensor, direction: str = "sub_full", temperature: float = 1.0
+) -> torch.Tensor:
+    """Mean over the batch of the KL divergence between span distributions (B, S), times temperature squared.
+
+    "sub_full" is KL(sub || full), what the published checkpoints of LAT and QuaLA-MiniLM were trained with (their code
+    hands the sub-model's probabilities to KLDivLoss as the target); "full_sub" is KL(full || sub), the usual
+    distillation loss. The full model's logits are a target: no gradient reaches them.
+    """
+    sub = (sub_logits.float() / temperature).log_softmax(-1)
+    full = (full_logits.detach().float() / temperature).log_softmax(-1)
+    p, q = (sub, full) if direction == "sub_full" else (full, sub)
+    return (p.exp() * (p - q)).sum(-1).mean() * temperature**2
+
+
+class LengthDropTrainer(QuestionAnsweringTrainer):
+    """Modifications: a training step is the sandwich rule with in-place distillation (section 3.2 of the paper).
+
+    One pass of the full model on the task loss, one of the smallest sub-model and `num_sandwich` of random ones on
+    the KL divergence from the full model's detached distributions; each loss is divided by the number of passes and
+    back-propagated on its own, so that the memory is that of one pass. Logs `loss_full`, `loss_smallest` and
+    `loss_random`, undivided.
+    """
+
+    def __init__(self, *args, length_drop: LengthDropSettings, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.length_drop = length_drop
+        self._loss_parts: dict[str, list[torch.Tensor]] = {}
+        if self.args.ddp_find_unused_parameters is None and self._drops_layers():
+            self.args.ddp_find_unused_parameters = True  # a layer that is dropped gets no gradient in that pass
+
+    def _drops_layers(self) -> bool:
+        return bool(self.length_drop.layer_dropout_prob or self.length_drop.layer_dropout_bound)
+
+    def _submodels(self) -> list[dict[str, LengthConfig]]:
+        # Seeded by the step alone: every rank and every micro-batch of a step trains the same sub-models, and a
+        # resumed run draws what the uninterrupted one would have drawn.
+        rng = random.Random(f"{self.args.seed}-{self.state.global_step}")
+        return self.length_drop.draw_submodels(rng, self.model.config.num_hidden_layers)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Accumulate the gradients of one sandwich; returns the detached sum of the scaled losses."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        full_lengths = (self.length_drop.max_length,) * self.model.config.num_hidden_layers
+        submodels = self._submodels()
+        passes = len(submodels) + 1
+        with self.accelerator.no_sync(model), self.compute_loss_context_manager():
+            full = model(**inputs, length_config=full_lengths)
+            total = self._backward("full", full["loss"], passes)
+        features = {name: value for name, value in inputs.items() if name not in ("start_positions", "end_positions")}
+        for index, submodel in enumerate(submodels):
+            # Ranks exchange gradients once a step: in the last pass.
+            sync = nullcontext() if index == len(submodels) - 1 else self.accelerator.no_sync(model)
+            with sync, self.compute_loss_context_manager():
+                loss = self._distillation_loss(model(**features, **submodel), full)
+                total = total + self._backward("random" if index else "smallest", loss, passes)
+        return total
+
+    def _distillation_loss(self, sub, full) -> torch.Tensor:
+        settings = (self.length_drop.kl_direction, self.length_drop.kl_temperature)
+        losses = [kl_divergence(sub[key], full[key], *settings) for key in ("start_logits", "end_logits")]
+        return sum(losses) / 2
+
+    def _backward(self, part: str, loss: torch.Tensor, passes: int) -> torch.Tensor:
+        loss = loss.mean()  # one value per device under DataParallel
+        self._loss_parts.setdefault(part, []).append(loss.detach())
+        scaled = loss / (passes * self.current_gradient_accumulation_steps)
+        self.accelerator.backward(scaled)
+        return scaled.detach()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            for part, losses in self._loss_parts.items():
+                mean = self.accelerator.gather(torch.stack(losses).mean())
+                logs[f"loss_{part}"] = round(mean.mean().item(), 4)
+            self._loss_parts.clear()
+        super().log(logs, start_time)

@@ -1,0 +1,394 @@
+"""From span logits to answers, their SQuAD scores, and the files a run leaves."""
+
+import json
+import logging
+import math
+import os
+import platform
+import re
+import string
+import subprocess
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 128  # windows at a time: the (windows, n_best, n_best) pair scores stay in the processor's cache
+
+
+# ---- answers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """`n_best_size` starts and ends are considered, and as many answers kept; `max_answer_length` is in tokens.
+
+    In version 2 a question is left unanswered if null score - best span score (logits) exceeds the threshold.
+    """
+
+    n_best_size: int = 20
+    max_answer_length: int = 30
+    version_2_with_negative: bool = False
+    null_score_diff_threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """By question id: the answer, the best candidates, and in version 2 null score - best span score (logits).
+
+    A candidate has text, probability among the candidates, start_logit, end_logit, and its characters start and end.
+    """
+
+    texts: dict[str, str]
+    nbest: dict[str, list[dict]] = field(default_factory=dict)
+    null_odds: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class BestSpans:
+    """The best spans of each example, arrays (E, n), best first; where `found` is False there is none."""
+
+    found: np.ndarray
+    start_logit: np.ndarray
+    end_logit: np.ndarray
+    start: np.ndarray  # characters [start, end) of the context, 0 where there is none
+    end: np.ndarray
+
+    @property
+    def score(self) -> np.ndarray:
+        return np.where(self.found, self.start_logit + self.end_logit, -np.inf)
+
+
+def extract_answers(
+    examples: Dataset,
+    features: Dataset,
+    logits: tuple[np.ndarray, np.ndarray],
+    settings: AnswerSettings = AnswerSettings(),
+) -> Answers:
+    """Answers to `examples` from the (start, end) logits of their `features`, arrays (N, S)."""
+    return AnswerExtractor(examples, features, settings)(logits)
+
+
+class AnswerExtractor:
+    """Turns (start, end) logits of `features` into Answers to `examples`; what the logits do not change is done once.
+
+    `features` are those of data_qa.prepare_validation_features, in any order; ValueError if they were not made of
+    these examples.
+    """
+
+    def __init__(self, examples: Dataset, features: Dataset, settings: AnswerSettings = AnswerSettings()):
+        self.settings = settings
+        self.ids, self.contexts = examples["id"][:], examples["context"][:]
+        index = {name: number for number, name in enumerate(self.ids)}
+        owners = features["example_id"][:]
+        if set(owners) != index.keys():
+            raise ValueError("the features were not made of these examples: prepare them again.")
+        self.example = np.array([index[name] for name in owners], dtype=np.int64)  # of each window
+        column = features.with_format("arrow")[:]["offset_mapping"].combine_chunks()
+        self.lengths = column.value_lengths().to_numpy()  # in tokens, of each window
+        self.first_token = np.cumsum(self.lengths) - self.lengths  # of each window, among the tokens of all
+        self.offsets = column.flatten().flatten().to_numpy().reshape(-1, 2)  # of all tokens, -1 outside the context
+        self.in_context = np.arange(self.lengths.max()) < self.lengths[:, None]  # (N, S)
+        self.in_context[self.in_context] = self.offsets[:, 0] >= 0
+
+    def __call__(self, logits: tuple[np.ndarray, np.ndarray], nbest: bool = True) -> Answers:
+        """Answers from two float arrays (N, S), whatever stands beyond a window's length; ValueError if S is short.
+
+        `nbest=False` leaves the n-best lists empty and takes about a third of the time.
+        """
+        start, end = (np.asarray(array, dtype=np.float32) for array in logits)
+        if start.shape != end.shape or len(start) != len(self.lengths) or start.shape[1] < self.lengths.max():
+            raise ValueError(f"logits {start.shape} and {end.shape} do not fit {self.in_context.shape} features.")
+        best = self.best_spans(start, end, self.settings.n_best_size if nbest else 1)
+        answered, null_odds = best.found[:, 0], None
+        if self.settings.version_2_with_negative:
+            null_window = smallest_per_group(start[:, 0] + end[:, 0], self.example, len(self.ids))
+            null = start[null_window, 0] + end[null_window, 0]
+            odds = null - np.where(answered, best.score[:, 0], 0)
+            answered = answered & (odds <= self.settings.null_score_diff_threshold)
+            null_odds = dict(zip(self.ids, odds.tolist()))
+        spans = zip(self.contexts, best.start[:, 0].tolist(), best.end[:, 0].tolist(), answered.tolist())
+        texts = [context[first:stop] if chosen else "" for context, first, stop, chosen in spans]
+        if self.settings.version_2_with_negative and nbest:
+            best = with_null(best, start[null_window, 0], end[null_window, 0])
+        return Answers(dict(zip(self.ids, texts)), self.nbest_lists(best) if nbest else {}, null_odds)
+
+    def best_spans(self, start: np.ndarray, end: np.ndarray, keep: int) -> BestSpans:
+        """The `keep` best spans of each example over all its windows."""
+        parts = []
+        for first in range(0, len(start), CHUNK):
+            rows = slice(first, first + CHUNK)
+            width = self.lengths[rows].max()
+            mask = self.in_context[rows, :width]
+            masked = (np.where(mask, array[rows, :width], -np.inf) for array in (start, end))
+            parts.append(window_spans(*masked, self.settings, keep))
+        starts, ends, scores = (np.concatenate(arrays) for arrays in zip(*parts))  # (N, keep)
+        pick = best_per_group(scores, self.example, len(self.ids))
+        row, found = pick // keep, pick >= 0
+        starts, ends = starts.ravel()[pick], ends.ravel()[pick]
+        return BestSpans(
+            found=found,
+            start_logit=start[row, starts],
+            end_logit=end[row, ends],
+            start=np.where(found, self.offsets[self.first_token[row] + starts, 0], 0),
+            end=np.where(found, self.offsets[self.first_token[row] + ends, 1], 0),
+        )
+
+    def nbest_lists(self, best: BestSpans) -> dict[str, list[dict]]:
+        columns = [softmax(best.score), best.start_logit, best.end_logit, best.start, best.end]
+        columns = zip(self.ids, self.contexts, best.found.sum(axis=1).tolist(), *(array.tolist() for array in columns))
+        names = ("text", "probability", "start_logit", "end_logit", "start", "end")
+        lists = {}
+        for name, context, count, *values in columns:
+            rows = list(zip(*values))[:count]
+            lists[name] = [dict(zip(names, (context[row[-2] : row[-1]], *row))) for row in rows]
+        return lists
+
+
+def window_spans(
+    start: np.ndarray, end: np.ndarray, settings: AnswerSettings, keep: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start tokens, end tokens (included) and scores of each window's best spans, (N, keep); -inf where there is none.
+
+    `start` and `end` are logits (N, S), -inf outside the context. Every pair of the n_best_size best starts and ends
+    that is in order and at most max_answer_length tokens long is considered. Of equal scores the first span wins.
+    """
+    starts, ends = (np.sort(top_indices(array, settings.n_best_size)) for array in (start, end))  # in text order
+    lengths = ends[:, None, :] - starts[:, :, None] + 1
+    scores = np.take_along_axis(start, starts, 1)[:, :, None] + np.take_along_axis(end, ends, 1)[:, None, :]
+    scores[(lengths < 1) | (lengths > settings.max_answer_length) | ~(scores > -np.inf)] = -np.inf  # NaN too
+    scores = scores.reshape(len(start), -1)
+    best = top_indices(scores, keep)
+    missing = ((0, 0), (0, keep - best.shape[1]))  # fewer pairs than asked for
+    spans = [
+        np.take_along_axis(starts, best // ends.shape[1], 1),
+        np.take_along_axis(ends, best % ends.shape[1], 1),
+    ]
+    scores = np.pad(np.take_along_axis(scores, best, 1), missing, constant_values=-np.inf)
+    return *(np.pad(array, missing) for array in spans), scores
+
+
+def top_indices(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices (N, min(count, M)) of the largest values of each row of (N, M), best first, ties in index order."""
+    if count == 1:
+        return values.argmax(axis=1)[:, None]
+    return np.argsort(-values, axis=1, kind="stable")[:, :count]
+
+
+def best_per_group(scores: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
+    """Flat indices (groups, n) into `scores` (N, n) of the n best of the rows of each group, -1 where all are -inf."""
+    owner = np.repeat(group, scores.shape[1])
+    order = np.lexsort((-scores.ravel(), owner))  # stable: of equal scores the earlier window wins
+    owner = owner[order]
+    rank = np.arange(len(order)) - np.searchsorted(owner, owner)
+    kept = (rank < scores.shape[1]) & (scores.ravel()[order] > -np.inf)
+    pick = np.full((groups, scores.shape[1]), -1)
+    pick[owner[kept], rank[kept]] = order[kept]
+    return pick
+
+
+def smallest_per_group(values: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
+    """Index of the smallest of `values` (N,) in each group."""
+    order = np.lexsort((values, group))
+    return order[np.searchsorted(group[order], np.arange(groups))]
+
+
+def with_null(best: BestSpans, start_logit: np.ndarray, end_logit: np.ndarray) -> BestSpans:
+    """`best` and, at its rank, the empty answer with these logits (E,) of [CLS]."""
+    zero = np.zeros(len(start_logit), dtype=np.int64)
+    null = BestSpans(zero == 0, start_logit, end_logit, zero, zero)
+    order = np.argsort(-np.column_stack([best.score, null.score]), axis=1, kind="stable")
+    both = {name: np.column_stack([getattr(best, name), getattr(null, name)]) for name in vars(null)}
+    return BestSpans(**{name: np.take_along_axis(array, order, 1) for name, array in both.items()})
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Over the last axis; a row of -inf alone gives zeros."""
+    exponentials = np.exp(scores - np.maximum(scores.max(axis=-1, keepdims=True), np.finfo(np.float32).min))
+    return exponentials / np.maximum(exponentials.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1 << 17)  # a search scores the same questions hundreds of times
+def answer_words(text: str) -> tuple[str, ...]:
+    """What the official scripts compare: lower case, without punctuation and articles, split at blanks."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return tuple(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def word_f1(prediction: tuple[str, ...], gold: tuple[str, ...]) -> float:
+    common = sum((Counter(prediction) & Counter(gold)).values())
+    return 2 * common / (len(prediction) + len(gold)) if common else 0.0
+
+
+def question_scores(text: str, golds: list[str], version_2: bool) -> tuple[float, float]:
+    """Exact match and F1 (0 or 1, 0-1) of the prediction with the gold answer that suits it best.
+
+    Version 2 counts two empty answers as a match in F1 as well, and no gold answer as one empty one.
+    """
+    prediction, golds = answer_words(text), [answer_words(gold) for gold in golds]
+    if version_2:
+        golds = [gold for gold in golds if gold] or [()]
+    exact = max((float(prediction == gold) for gold in golds), default=0.0)
+    if version_2 and not (prediction and golds[0]):
+        return exact, exact
+    return exact, max((word_f1(prediction, gold) for gold in golds), default=0.0)
+
+
+class SquadMetric(evaluate.Metric):
+    """Exact match and F1 (0-100) as the official scripts of SQuAD v1.1 ("squad") and v2.0 ("squad_v2") compute them.
+
+    "squad" gives exact_match and f1. "squad_v2" gives exact, f1 and total, these for questions with (HasAns_*) and
+    without an answer (NoAns_*), and the best exact and f1 that leaving questions unanswered whose
+    `no_answer_probability` exceeds a threshold could give, with that threshold. Unlike the packaged metrics it needs
+    no hub, and no files: everything stays in memory, so that any number of processes may compute at a time.
+    """
+
+    def __init__(self, config_name: str = "squad"):
+        if config_name not in ("squad", "squad_v2"):
+            raise ValueError(f"there is no SquadMetric {config_name!r}; use 'squad' or 'squad_v2'.")
+        super().__init__(config_name=config_name, keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        prediction = {"id": Value("string"), "prediction_text": Value("string")}
+        if self.config_name == "squad_v2":
+            prediction["no_answer_probability"] = Value("float64")
+        answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
+        reference = {"id": Value("string"), "answers": answers}
+        return evaluate.MetricInfo(
+            description="SQuAD exact match and F1.",
+            citation="Rajpurkar et al. 2016, arXiv:1606.05250; 2018, arXiv:1806.03822.",
+            features=Features({"predictions": prediction, "references": reference}),
+        )
+
+    def _compute(self, predictions: list[dict], references: list[dict]) -> dict[str, float]:
+        texts = {prediction["id"]: prediction["prediction_text"] for prediction in predictions}
+        golds = {reference["id"]: reference["answers"]["text"] for reference in references}
+        if texts.keys() != golds.keys():
+            raise ValueError("predictions and references must have the same ids.")
+        version_2 = self.config_name == "squad_v2"
+        scores = np.array([question_scores(texts[name], golds[name], version_2) for name in golds])
+        if not version_2:
+            return dict(zip(("exact_match", "f1"), (100 * scores.mean(axis=0)).tolist()))
+        null = {prediction["id"]: prediction["no_answer_probability"] for prediction in predictions}
+        answerable = np.array([bool(golds[name]) for name in golds])
+        result = group_scores("", scores)
+        for prefix, chosen in (("HasAns_", answerable), ("NoAns_", ~answerable)):
+            result |= group_scores(prefix, scores[chosen]) if chosen.any() else {}
+        gains = np.where(answerable, 0, [-float(texts[name] != "") for name in golds])
+        for column, name in enumerate(("exact", "f1")):
+            gain = np.where(answerable, scores[:, column], gains)
+            best, threshold = best_threshold(gain, np.array([null[name] for name in golds]), (~answerable).sum())
+            result |= {f"best_{name}": 100 * best / len(scores), f"best_{name}_thresh": threshold}
+        return result
+
+
+def group_scores(prefix: str, scores: np.ndarray) -> dict[str, float]:
+    exact, f1 = (100 * scores.mean(axis=0)).tolist()
+    return {f"{prefix}exact": exact, f"{prefix}f1": f1, f"{prefix}total": len(scores)}
+
+
+def best_threshold(gain: np.ndarray, null: np.ndarray, unanswered_score: float) -> tuple[float, float]:
+    """The best sum of scores and its no-answer threshold (official v2.0 script, find_best_thresh).
+
+    From all questions unanswered (threshold 0), they are answered one by one in order of their no-answer probability
+    `null`, each for its `gain`.
+    """
+    order = np.argsort(null, kind="stable")
+    sums = unanswered_score + np.concatenate([[0.0], np.cumsum(gain[order])])
+    best = int(sums.argmax())
+    return float(sums[best]), float(null[order[best - 1]]) if best else 0.0
+
+
+def score_answers(answers: Answers, examples: Dataset, version_2: bool) -> dict[str, float]:
+    """SquadMetric of `answers`; the no-answer probability of version 2 is the sigmoid of the null odds."""
+    golds = dict(zip(examples["id"][:], examples["answers"][:]))
+    predictions = [{"id": name, "prediction_text": answers.texts[name]} for name in golds]
+    if version_2:
+        if answers.null_odds is None:
+            raise ValueError("answers without null odds: extract them with version_2_with_negative.")
+        for prediction in predictions:
+            prediction["no_answer_probability"] = (1 + math.tanh(answers.null_odds[prediction["id"]] / 2)) / 2
+    elif unanswerable := sum(not gold["text"] for gold in golds.values()):
+        logger.warning(
+            "%d questions have no gold answer and score 0; SQuAD v2 needs version_2_with_negative", unanswerable
+        )
+    references = [{"id": name, "answers": gold} for name, gold in golds.items()]
+    return SquadMetric("squad_v2" if version_2 else "squad").compute(predictions=predictions, references=references)
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: str | Path, data: object) -> None:
+    """Write `data` as UTF-8 JSON, whole or not at all: a reader or a kill never meets half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=plain) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(value: object) -> object:
+    """Paths as text; arrays, tensors and their scalars as lists and numbers."""
+    return str(value) if isinstance(value, Path) else value.tolist()
+
+
+def write_answers(answers: Answers, output_dir: str | Path, prefix: str) -> None:
+    """Write {prefix}_predictions.json, {prefix}_nbest_predictions.json and in version 2 {prefix}_null_odds.json."""
+    write_json(Path(output_dir, f"{prefix}_predictions.json"), answers.texts)
+    write_json(Path(output_dir, f"{prefix}_nbest_predictions.json"), answers.nbest)
+    if answers.null_odds is not None:
+        write_json(Path(output_dir, f"{prefix}_null_odds.json"), answers.null_odds)
+
+
+def environment() -> dict:
+    """What numbers were made with: versions, git commit, processor, threads."""
+    name, flags = processor()
+    sets = {"amx": "amx_tile", "avx512_vnni": "avx512_vnni", "avx512": "avx512f", "avx2": "avx2"}
+    packages = ("torch", "transformers", "datasets", "accelerate", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        **git_state(Path(__file__).parent),
+        "platform": platform.platform(),
+        "cpu": name,
+        "instruction_set": next((set_name for set_name, flag in sets.items() if flag in flags), "other"),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def processor() -> tuple[str, set[str]]:
+    """Model name and instruction-set flags of the first processor; no flags where Linux does not list them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.is_file() else []
+    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return entries.get("model name") or platform.processor() or platform.machine(), set(
+        entries.get("flags", "").split()
+    )
+
+
+def git_state(folder: Path) -> dict:
+    """Commit of the checkout in `folder` and whether tracked files differ from it; None outside git or without it."""
+    try:
+        run = {"cwd": folder, "stderr": subprocess.DEVNULL, "text": True, "timeout": 10}
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **run).strip()
+        changes = subprocess.check_output(["git", "status", "--porcelain", "--untracked-files=no"], **run)
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit, "git_dirty": bool(changes.strip())}
