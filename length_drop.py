@@ -259,6 +259,8 @@ class LengthAdaptiveEncoder:
 class LengthAdaptiveModel:
     """Modifications: checks the stored length config when a model is built, loaded or saved."""
 
+    _supports_flash_attn = _supports_flex_attn = False  # their masks do not say which tokens are padding
+
     def __init__(self, config, *args, **kwargs):
         check_stored_length_config(config)
         super().__init__(config, *args, **kwargs)

@@ -249,18 +249,22 @@ def test_torch_compile_and_export_with_a_fixed_config_give_the_same_logits(famil
     torch.testing.assert_close(torch.stack([outputs.start_logits, outputs.end_logits]), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("length_config", [None, DROP])
+@pytest.mark.parametrize("length_config", [None, DROP, (32, 12, 12)])
 def test_count_macs_agrees_with_torchprofile(family, length_config):
     torchprofile = pytest.importorskip("torchprofile")
     model, _, _ = family
     model.set_attn_implementation("eager")  # torchprofile cannot see into fused attention
-    ids = torch.ones(1, 32, dtype=torch.long)
-    wrapper = _Positional(model, length_config)
+    ids = torch.full((1, 32), 5)
     with torch.no_grad():
-        traced = torchprofile.profile_macs(wrapper, (ids, torch.ones_like(ids)))
-    expected = count_macs(model.config, length_config, sequence_length=32)
-    # torchprofile also counts element-wise products (scaling of the scores, the mask), which the formula leaves out
-    assert abs(traced - expected) <= 3 * 4 * 32 * 32 + 32 * 32 * 3 + 1000
+        traced = torchprofile.profile_macs(_Positional(model, length_config), (ids, torch.ones_like(ids)))
+    before = [32, *(length_config or (32,) * 3)]
+    # Element-wise products it counts and the published convention does not: scaling the scores of 4 heads, leaving
+    # padding without a vote where tokens are dropped, and (RoBERTa) counting positions. And one the convention has,
+    # which today's models no longer do: the mask.
+    scaling = sum(4 * length**2 for length in before[:-1])
+    votes = sum(length**2 for length, after in zip(before, before[1:]) if after < length)
+    positions = 32 if model.config.model_type == "roberta" else 0
+    assert traced == count_macs(model.config, length_config, sequence_length=32) + scaling + votes + positions - 32
 
 
 class _Positional(torch.nn.Module):
@@ -277,3 +281,9 @@ def test_no_transformers_class_is_replaced():
 
     assert modeling_bert.BertForQuestionAnswering is BertForQuestionAnswering
     assert "length" not in modeling_bert.BertEncoder.forward.__code__.co_varnames
+
+
+def test_attention_that_hides_the_padding_mask_is_refused(family):
+    model, _, _ = family
+    with pytest.raises(ValueError, match="flex_attention|Flex Attention"):
+        type(model)._from_config(type(model.config)(**SIZES), attn_implementation="flex_attention")
