@@ -6,316 +6,22 @@ latency), score any number to maximise (F1, 0-100).  Every scored candidate goes
 run is repeated with the same seed and takes the known scores from there, so it ends exactly as an undisturbed one.
 """
 
-import csv
 import functools
-import json
 import logging
-import math
-import os
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from length_drop import MIN_LENGTH, constant_ratio_config, parse_length_config, validate_length_config
+from candidate_store import CandidateStore
+from candidates import Candidate, LengthConfig, SearchError, finite, hypervolume, pareto_frontier
+from length_drop import MIN_LENGTH, constant_ratio_config
 
 logger = logging.getLogger(__name__)
-
-LengthConfig = tuple[int, ...]
-ORIGINS = ("full", "initial", "mutation", "crossover", "loaded")
-TSV_ORIGINS = {"0": "initial", "1": "mutation", "2": "crossover"}
-TSV_PARENTS = re.compile(r"(?:None|\(\([\d, ]+\)(?:, *\([\d, ]+\))*,?\))?", re.ASCII)
-
-
-class SearchError(ValueError):
-    """Settings, a store or a target that the search cannot work with."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A length config with its cost, its score, and where it came from (`origin`, one of ORIGINS)."""
-
-    length_config: LengthConfig
-    cost: float
-    score: float
-    origin: str
-    parents: tuple[LengthConfig, ...] = ()
-
-    def record(self) -> dict:
-        """This candidate as JSON; what `load_store` reads."""
-        return {
-            "length_config": list(self.length_config),
-            "macs": _plain(self.cost),
-            "score": self.score,
-            "origin": self.origin,
-            "parents": [list(parent) for parent in self.parents],
-        }
-
-
-def _plain(cost: float) -> float:
-    """Whole costs (MACs) are written as integers."""
-    return int(cost) if float(cost).is_integer() else cost
-
-
-# ---- frontier ------------------------------------------------------------------------------------------------------
-
-
-def pareto_frontier(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates that no other one beats (cost at most, score at least, one of them better), by rising cost.
-
-    Of those with the same cost and score the one with the smallest length config stays.
-    """
-    frontier: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.cost, -c.score, c.length_config)):
-        if not frontier or candidate.score > frontier[-1].score:
-            frontier.append(candidate)
-    return frontier
-
-
-def hypervolume(candidates: Iterable[Candidate], reference_cost: float, reference_score: float = 0.0) -> float:
-    """The area that the frontier dominates, bounded by a reference point that is dearer and worse, in cost x score.
-
-    With the frontier sorted by cost and c_{n+1} = reference_cost: sum_i (c_{i+1} - c_i) (s_i - reference_score), over
-    the candidates that cost less and score more than the reference.
-    """
-    inside = [c for c in candidates if c.cost < reference_cost and c.score > reference_score]
-    frontier = pareto_frontier(inside)
-    ends = [candidate.cost for candidate in frontier[1:]] + [reference_cost]
-    return sum((end - c.cost) * (c.score - reference_score) for c, end in zip(frontier, ends))
-
-
-def choose(
-    frontier: Sequence[Candidate],
-    full: Candidate,
-    *,
-    max_score_drop: float | None = None,
-    target_cost: float | None = None,
-    target_cost_ratio: float | None = None,
-) -> Candidate:
-    """The cheapest candidate within `max_score_drop` of `full`, or the best one of at most the target cost.
-
-    Takes exactly one criterion; `target_cost_ratio` is relative to `full.cost`. Raises SearchError if none fits.
-    """
-    if [max_score_drop, target_cost, target_cost_ratio].count(None) != 2:
-        raise SearchError("choose by exactly one of: largest score drop, target cost, target cost ratio.")
-    if not frontier:
-        raise SearchError("there is no candidate to choose from: run the search first.")
-    cheapest_first = sorted(frontier, key=lambda c: (c.cost, -c.score, c.length_config))
-    best_first = sorted(frontier, key=lambda c: (-c.score, c.cost, c.length_config))
-    if max_score_drop is not None:
-        fitting = [
-            c for c in cheapest_first if full.score - c.score <= max_score_drop + 1e-9
-        ]  # in floats 87.4 - 86.7 > 0.7
-        nearest, wanted = best_first[0], f"scores within {max_score_drop:g} of the full model's {full.score:.2f}"
-    else:
-        target = target_cost_ratio * full.cost if target_cost is None else target_cost
-        fitting = [c for c in best_first if c.cost <= target]
-        nearest, wanted = cheapest_first[0], f"costs at most {target:.4g} ({target / full.cost:.3f} of the full model)"
-    if not fitting:
-        raise SearchError(
-            f"no length config found {wanted}; the nearest is {nearest.length_config}: score {nearest.score:.2f}, "
-            f"cost {nearest.cost:.4g} ({nearest.cost / full.cost:.3f} of full). Relax the target, or search further."
-        )
-    return fitting[0]
-
-
-def write_frontier_csv(path: str | Path, frontier: Sequence[Candidate], full: Candidate) -> None:
-    """Write a row a candidate: length_config (JSON list), macs, macs_ratio (of `full`), f1, f1_drop (points)."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["length_config", "macs", "macs_ratio", "f1", "f1_drop"])
-        for c in frontier:
-            ratio, drop = round(c.cost / full.cost, 6), round(full.score - c.score, 4)
-            writer.writerow([json.dumps(c.length_config), _plain(c.cost), ratio, round(c.score, 4), drop])
-
-
-# ---- stores of scored candidates -----------------------------------------------------------------------------------
-
-
-class CandidateStore:
-    """A JSON-lines file of scored candidates: one line of `settings`, then one line a candidate, only ever appended.
-
-    `settings` says what the scores belong to (model, data, samples ...); `known` maps length configs to scores. A line
-    is on disk before `append` returns, so a kill loses at most the evaluation in flight. Raises SearchError if the
-    file holds something else, or scores of other settings. With `readonly` (the other processes of a distributed run)
-    the file is read and never touched.
-    """
-
-    def __init__(self, path: str | Path, settings: dict, readonly: bool = False):
-        self.path, self.readonly = Path(path), readonly
-        self.known: dict[LengthConfig, float] = {}
-        settings = json.loads(json.dumps(settings))  # as the file will give them back: tuples are lists there
-        header = json.dumps({"settings": settings}) + "\n"
-        text = _read_text(self.path) if self.path.exists() else ""
-        if text and not _is_store(text) and not header.startswith(text):  # a torn header is a prefix of the header
-            raise SearchError(f"{self.path}: is no store of search scores; move it away, or choose another folder.")
-        complete = text[: text.rfind("\n") + 1]
-        if complete:
-            self._check_settings(json.loads(complete.splitlines()[0])["settings"], settings)
-        self.known = {c.length_config: c.score for c in _read_json_lines(self.path, text)}
-        if len(complete) < len(text) and not readonly:
-            os.truncate(self.path, len(complete.encode()))
-        if not complete:
-            self._write(header)
-
-    def _check_settings(self, stored: dict, settings: dict) -> None:
-        names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
-        if names:
-            changes = ", ".join(f"{name} {stored.get(name)!r}, now {settings.get(name)!r}" for name in names)
-            raise SearchError(
-                f"{self.path}: its scores were made with {changes}; repeat the search with the stored settings, or "
-                "start a new one in another folder (or after deleting this file)."
-            )
-
-    def append(self, candidate: Candidate) -> None:
-        if not self.readonly:
-            self._write(json.dumps(candidate.record()) + "\n")
-        self.known[candidate.length_config] = candidate.score
-
-    def _write(self, line: str) -> None:
-        if self.readonly:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def load_store(path: str | Path, num_layers: int, max_length: int) -> list[Candidate]:
-    """Read the candidates of a CandidateStore, of search_results.json, or of the ancestors' header-less TSV file.
-
-    TSV columns: length config, MACs, score and optionally method (0, 1, 2) and parents; nothing is evaluated. Raises
-    SearchError naming file and line for whatever is no valid candidate of `num_layers` and `max_length`.
-    """
-    path = Path(path)
-    text = _read_text(path)
-    read = _read_json_lines if _is_store(text) else _read_results if text.lstrip()[:1] in ("{", "[") else _read_tsv
-    candidates: dict[LengthConfig, Candidate] = {}
-    for candidate in read(path, text, num_layers, max_length):
-        first = candidates.setdefault(candidate.length_config, candidate)
-        if first.score != candidate.score:
-            scores = f"{first.score} and {candidate.score}"
-            raise SearchError(f"{path}: {candidate.length_config} has two scores, {scores}; delete one of them.")
-    if not candidates:
-        logger.warning("%s: holds no candidates.", path)
-    return list(candidates.values())
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SearchError(f"{path}: cannot be read as a file of search scores ({error}); check the path.") from error
-
-
-def _is_store(text: str) -> bool:
-    """Whether the first line is complete and a store's header."""
-    line, newline, _ = text.partition("\n")
-    try:
-        header = json.loads(line) if newline else None
-    except ValueError:
-        return False
-    return isinstance(header, dict) and isinstance(header.get("settings"), dict) and "candidates" not in header
-
-
-def _read_json_lines(
-    path: Path, text: str, num_layers: int | None = None, max_length: int | None = None
-) -> Iterator[Candidate]:
-    *lines, torn = text.split("\n")
-    if torn:
-        logger.warning("%s: dropped its last line, which was cut off when the search was interrupted.", path)
-    for number, line in enumerate(lines[1:], start=2):
-        with _naming(f"{path}, line {number}"):
-            yield _parse_candidate(json.loads(line), num_layers, max_length)
-
-
-def _read_results(path: Path, text: str, num_layers: int, max_length: int) -> Iterator[Candidate]:
-    with _naming(str(path)):
-        results = json.loads(text)
-        records = results.get("candidates") if isinstance(results, dict) else None
-        if not isinstance(records, list):
-            raise ValueError('there is no list "candidates" in it')
-    for number, record in enumerate(records, start=1):
-        with _naming(f"{path}, candidate {number}"):
-            yield _parse_candidate(record, num_layers, max_length)
-
-
-def _read_tsv(path: Path, text: str, num_layers: int, max_length: int) -> Iterator[Candidate]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        with _naming(f"{path}, line {number}"):
-            yield _parse_candidate(_tsv_record(line.split("\t")), num_layers, max_length)
-
-
-def _tsv_record(columns: list[str]) -> dict:
-    if not 3 <= len(columns) <= 5:
-        raise ValueError(
-            f"{len(columns)} columns where length config, MACs, score, method, parents are expected (tabs)"
-        )
-    lengths, macs, score, method, parents = (*columns, "", "")[:5]
-    if method not in ("", *TSV_ORIGINS) or not TSV_PARENTS.fullmatch(parents):
-        raise ValueError(f"method {method!r} and parents {parents!r} are not those of a search")
-    origin, parents = TSV_ORIGINS.get(method, "loaded"), re.findall(r"\([\d, ]+\)", parents)
-    return {"length_config": lengths, "macs": macs, "score": score, "origin": origin, "parents": parents}
-
-
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Turn a ValueError into a SearchError that says where, and what to do."""
-    try:
-        yield
-    except ValueError as error:
-        reason = str(error).rstrip(".")
-        raise SearchError(f"{where}: {reason}. Correct or delete it, or load another file.") from error
-
-
-def _parse_candidate(record: dict, num_layers: int | None, max_length: int | None) -> Candidate:
-    """Build a candidate from a JSON record or from TSV columns; raises ValueError saying what is wrong with it."""
-    if not isinstance(record, dict) or "length_config" not in record:
-        raise ValueError(f"{str(record)[:80]!r} has no length_config")
-    score = record["score"] if "score" in record else record.get("f1")
-    origin = record.get("origin", "loaded")
-    if origin not in ORIGINS:
-        raise ValueError(f"origin {origin!r} is none of {', '.join(ORIGINS)}")
-    parents = record.get("parents", [])
-    if not isinstance(parents, list):
-        raise ValueError(f"parents {parents!r} are no list of length configs")
-    return Candidate(
-        _parse_lengths(record["length_config"], num_layers, max_length),
-        _finite(record.get("macs"), "macs"),
-        _finite(score, "score"),
-        origin,
-        tuple(_parse_lengths(parent, num_layers, max_length) for parent in parents),
-    )
-
-
-def _parse_lengths(lengths: str | list, num_layers: int | None, max_length: int | None) -> LengthConfig:
-    if isinstance(lengths, str):
-        return parse_length_config(lengths, num_layers, max_length)
-    if not isinstance(lengths, list):
-        raise ValueError(f"length config {lengths!r} is no list of integers")
-    return validate_length_config(lengths, len(lengths) if num_layers is None else num_layers, max_length)
-
-
-def _finite(value, name: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise SearchError(f"the {name} must be a finite number, not {value!r}.")
-    return number
-
-
-# ---- search --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -464,7 +170,7 @@ class EvolutionarySearch:
         """Score the initial population."""
         for c in self.loaded:
             self._found[c.length_config] = Candidate(
-                c.length_config, _finite(self.cost(c.length_config), "cost"), c.score, "loaded", c.parents
+                c.length_config, finite(self.cost(c.length_config), "cost"), c.score, "loaded", c.parents
             )
         self._num_loaded = len(self._found)
         for config in initial_configs(self.cost, self.settings):
@@ -510,8 +216,8 @@ class EvolutionarySearch:
     def _add(self, config: LengthConfig, origin: str, parents: tuple[LengthConfig, ...] = ()) -> None:
         """Score `config`, or take its score from the store."""
         known = self.store is not None and config in self.store.known
-        score = self.store.known[config] if known else _finite(self.score(config), f"score of {config}")
-        candidate = Candidate(config, _finite(self.cost(config), f"cost of {config}"), score, origin, parents)
+        score = self.store.known[config] if known else finite(self.score(config), f"score of {config}")
+        candidate = Candidate(config, finite(self.cost(config), f"cost of {config}"), score, origin, parents)
         self._found[config] = candidate
         if self.store is not None and not known:
             self.store.append(candidate)

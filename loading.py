@@ -5,6 +5,7 @@ import logging
 import random
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,19 +13,25 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
 from arguments import Arguments
-from data_qa import featurize, load_splits, make_collator
+from data_qa import load_splits
+from features_qa import featurize, make_collator
 from modeling_la_bert import LABertForQuestionAnswering
 from modeling_la_roberta import LARobertaForQuestionAnswering
+from results_qa import write_json
 from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
-from utils_qa import AnswerExtractor, Answers, AnswerSettings, score_answers, write_json
+from utils_qa import AnswerExtractor, Answers, AnswerSettings, score_answers
 
 logger = logging.getLogger(__name__)
 
 MODEL_CLASSES = {"bert": LABertForQuestionAnswering, "roberta": LARobertaForQuestionAnswering}
+# what the libraries raise for a folder or hub id that is missing, damaged or of another kind (RuntimeError: weights of
+# another size)
+LIBRARY_ERRORS = (OSError, ValueError, KeyError, RuntimeError, HFValidationError, SafetensorError)
 # a run that continues in a folder must agree with the run that began there on these
 SAME_RUN = (
     "model_name_or_path dataset_name train_file max_train_samples max_seq_length doc_stride attention_dropout "
@@ -73,34 +80,67 @@ class QuestionSet:
 # ---- loading -------------------------------------------------------------------------------------------------------
 
 
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def max_positions(config: PretrainedConfig) -> int:
+    """The longest sequence, in tokens, that the model has positions for."""
+    return config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+
+
 def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The length-adaptive model in float32 and its tokenizer; RunError if the folder or the type does not fit."""
-    model_args, max_seq_length = args.model, args.data.max_seq_length
+    model_args, source = args.model, args.model.model_name_or_path
     hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
     try:
-        config = AutoConfig.from_pretrained(model_args.config_name or model_args.model_name_or_path, **hub)
-        if config.model_type not in MODEL_CLASSES:
-            raise RunError(
-                f"--model_name_or_path {model_args.model_name_or_path} is of type {config.model_type}; supported are "
-                f"{' and '.join(MODEL_CLASSES)}."
-            )
-        if args.run.do_train and getattr(config, "length_config", None):
-            logger.info("training starts at full length; the model's length_config %s is dropped", config.length_config)
-            config.length_config = None
-        if model_args.attention_dropout is not None:
-            config.attention_probs_dropout_prob = model_args.attention_dropout
-        tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or model_args.model_name_or_path, **hub)
-        model = MODEL_CLASSES[config.model_type].from_pretrained(
-            model_args.model_name_or_path, config=config, dtype=torch.float32, **hub
+        config = AutoConfig.from_pretrained(model_args.config_name or source, **hub)
+        check_config(args, config)
+        adapt_config(args, config)
+        tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or source, **hub)
+        model, report = MODEL_CLASSES[config.model_type].from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True, **hub
         )
-    except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"--model_name_or_path {model_args.model_name_or_path} cannot be loaded: {reason}") from error
-    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    if max_seq_length > config.max_position_embeddings - offset:
-        limit = config.max_position_embeddings - offset
-        raise RunError(f"--max_seq_length {max_seq_length} is more than the {limit} positions of this model.")
+    except RunError:
+        raise
+    except LIBRARY_ERRORS as error:
+        where = "" if Path(source).is_dir() else "there is no such folder, and from the hub: "
+        raise RunError(f"--model_name_or_path {source} cannot be loaded: {where}{first_line(error)}") from error
+    check_weights(args, report["missing_keys"])
     return model, tokenizer
+
+
+def check_config(args: Arguments, config: PretrainedConfig) -> None:
+    source, length = args.model.model_name_or_path, args.data.max_seq_length
+    if config.model_type not in MODEL_CLASSES:
+        supported = " and ".join(MODEL_CLASSES)
+        raise RunError(f"--model_name_or_path {source} is of type {config.model_type}; supported are {supported}.")
+    if length > max_positions(config):
+        raise RunError(f"--max_seq_length {length} is more than the {max_positions(config)} positions of {source}.")
+
+
+def adapt_config(args: Arguments, config: PretrainedConfig) -> None:
+    """What the command line changes in the model's configuration before the model is built."""
+    if args.run.do_train:
+        if getattr(config, "length_config", None):
+            logger.info(
+                "training starts at full length; the model's length_config %s is dropped", config.length_config
+            )
+        config.length_config = config.length_configs = None  # found for the weights that training changes
+    if args.model.attention_dropout is not None:
+        config.attention_probs_dropout_prob = args.model.attention_dropout
+
+
+def check_weights(args: Arguments, missing: set[str]) -> None:
+    """RunError if the encoder's weights are missing; a missing question-answering head is what training begins with."""
+    lacking = sorted(name for name in missing if not name.startswith("qa_outputs."))
+    source = args.model.model_name_or_path
+    if lacking:
+        raise RunError(f"--model_name_or_path {source} lacks {len(lacking)} weights of its type, like {lacking[0]}.")
+    if missing and args.run.do_train:
+        logger.info("%s has no question-answering head yet: training starts with a new one", source)
+    elif missing:
+        logger.warning("%s has no question-answering head: its answers mean nothing before --do_train", source)
 
 
 def load_data(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset | None, dict[str, QuestionSet]]:
@@ -108,13 +148,15 @@ def load_data(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Data
     data, run = args.data, args.run
     wanted = {"train": run.do_train, "validation": run.do_eval or args.search.do_search, "test": run.do_predict}
     files = {split: getattr(data, f"{split}_file") for split in wanted if wanted[split]}
+    if data.dataset_name and all(files.values()):
+        logger.warning("--dataset_name %s is not used: every stage has a file of its own", data.dataset_name)
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
     settings = AnswerSettings(
         data.n_best_size, data.max_answer_length, data.version_2_with_negative, data.null_score_diff_threshold
     )
     with run.main_process_first(desc="preprocessing"):
         splits = load_splits(
-            dataset_name=data.dataset_name,
+            dataset_name=None if all(files.values()) else data.dataset_name,
             dataset_config_name=data.dataset_config_name,
             data_files={split: file for split, file in files.items() if file},
             cache_dir=args.model.cache_dir,
@@ -187,10 +229,9 @@ def clear_output_dir(folder: Path) -> None:
     """Remove what an earlier run of ours left that the new one would mix with; other files stay."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    for name in ("all_results.json", "run_args.json", "search_store.jsonl", "trainer_state.json"):
-        (folder / name).unlink(missing_ok=True)
-    for result in folder.glob("*_results.json"):
-        result.unlink()
+    for pattern in ("*_results.json", "*_predictions.json", "*_store.jsonl", "run_args.json", "trainer_state.json"):
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def checkpoint_to_resume(args: Arguments) -> str | None:
@@ -210,6 +251,11 @@ def checkpoint_to_resume(args: Arguments) -> str | None:
     record = folder / "run_args.json"
     if not record.is_file():
         raise RunError(f"--output_dir {folder} holds other files: name another or add --overwrite_output_dir.")
+    if checkpoint is None and (folder / "train_results.json").is_file():
+        raise RunError(
+            f"--output_dir {folder} holds a finished training without a checkpoint to continue from: name another or "
+            "add --overwrite_output_dir."
+        )
     begun, now = json.loads(record.read_text()), run_settings(args)
     differing = [f"--{name}" for name in now if begun.get(name) != now[name]]
     if differing:
@@ -222,14 +268,30 @@ def checkpoint_to_resume(args: Arguments) -> str | None:
     return checkpoint
 
 
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunError(f"--output_dir {folder} cannot be written to ({error.strerror}): name another.") from error
+
+
+def check_search_folder(folder: Path) -> None:
+    """RunError if the search would put its copy of the model over another one."""
+    if (folder / "config.json").is_file() and not (folder / "search_store.jsonl").is_file():
+        raise RunError(f"--output_dir {folder} holds a model already: name another or add --overwrite_output_dir.")
+
+
 def prepare_output_dir(args: Arguments) -> str | None:
     """Make the output folder ready; returns the checkpoint that --do_train continues from, if any."""
     folder = Path(args.run.output_dir)
     with args.run.main_process_first(desc="output folder"):
+        make_folder(folder)
         if args.run.process_index == 0 and args.run.overwrite_output_dir and folder.is_dir():
             clear_output_dir(folder)
         checkpoint = checkpoint_to_resume(args) if args.run.do_train else None
-        folder.mkdir(parents=True, exist_ok=True)
+        if args.search.do_search and not (args.run.do_train or args.run.overwrite_output_dir):
+            check_search_folder(folder)
         if args.run.process_index == 0 and args.run.do_train:
             write_json(folder / "run_args.json", run_settings(args))
     return checkpoint

@@ -62,7 +62,9 @@ def write_model_card(folder: Path, *, base_model: str, data: str, max_seq_length
             model_type=config["model_type"],
             keyword=f", length_config={tuple(configs[0]['length_config'])}" if configs else "",
             results=table(("metric", "value"), scores.items()) if scores else "Not evaluated in this run.",
-            configs=config_table(config) if configs else "Any: give `length_config=` in the call, or search with --do_search.",
+            configs=config_table(config)
+            if configs
+            else "Any: give `length_config=` in the call, or search with --do_search.",
         )
     ).save(folder / "README.md")
 
@@ -72,9 +74,13 @@ def is_score(name: str, value: object) -> bool:
 
 
 def config_table(config: dict) -> str:
-    rows = [(tuple(row["length_config"]), f"{row['macs']:.4g}", f"{row['score']:.2f}") for row in config["length_configs"]]
+    rows = [
+        (tuple(row["length_config"]), f"{row['macs']:.4g}", f"{row['score']:.2f}") for row in config["length_configs"]
+    ]
     default = config.get("length_config")
-    return table(("length config", "MACs", "F1"), rows) + f"\n\nDefault: {tuple(default) if default else 'full length'}."
+    return (
+        table(("length config", "MACs", "F1"), rows) + f"\n\nDefault: {tuple(default) if default else 'full length'}."
+    )
 
 
 def table(header: tuple, rows) -> str:

@@ -1,8 +1,8 @@
 """Ask a trained reader from Python.
 
-    from reader import Reader
-    reader = Reader.from_pretrained("output/dynamic")
-    print(reader("Who wrote it?", "The report was written by Ada Lovelace.", length_config=(200, 150, 120, 90, 60, 30)))
+from reader import Reader
+reader = Reader.from_pretrained("output/dynamic")
+print(reader("Who wrote it?", "The report was written by Ada Lovelace.", length_config=(200, 150, 120, 90, 60, 30)))
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from data_qa import make_collator, prepare_validation_features
-from loading import MODEL_CLASSES, RunError
+from features_qa import make_collator, prepare_validation_features
+from loading import MODEL_CLASSES, RunError, max_positions
 from utils_qa import AnswerSettings, extract_answers
 
 
@@ -43,7 +43,7 @@ class Reader:
         if config.model_type not in MODEL_CLASSES:
             raise RunError(f"{folder} is of type {config.model_type}; supported are {' and '.join(MODEL_CLASSES)}.")
         model = MODEL_CLASSES[config.model_type].from_pretrained(folder, **kwargs).eval()
-        length = getattr(config, "length_config_max_length", None) or 384
+        length = min(getattr(config, "length_config_max_length", None) or 384, max_positions(config))
         return cls(model, AutoTokenizer.from_pretrained(folder), length, min(128, length // 3))
 
     def __call__(self, question: str, context: str, length_config: tuple[int, ...] | None = None) -> Answer:

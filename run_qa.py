@@ -16,13 +16,19 @@ import logging
 import sys
 from pathlib import Path
 
+import datasets
 import transformers
+from safetensors.torch import load_model as load_weights
 from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
-from arguments import Arguments, parse_args, parse_rates
+from arguments import Arguments
 from benchmark import benchmark_model
-from data_qa import DataError, make_collator
-from evolution import SearchError
+from candidates import SearchError
+from checks import parse_rates
+from command_line import parse_args
+from data_qa import DataError
+from features_qa import make_collator
 from length_drop import (
     LengthConfigError,
     constant_ratio_config,
@@ -33,11 +39,13 @@ from length_drop import (
 from loading import QuestionSet, RunError, load_data, load_model, make_trainer, prepare_output_dir
 from model_card import write_model_card
 from plots import PlotError, plot_loss_curve
+from results_qa import environment, write_json
 from search_qa import choose_from, search
 from trainer_qa import QuestionAnsweringTrainer
-from utils_qa import environment, write_answers, write_json
+from utils_qa import write_answers
 
 logger = logging.getLogger("run_qa")
+OUR_MODULES = ("run_qa", "loading", "data_qa", "candidate_store", "evolution", "search_qa", "utils_qa")
 
 
 # ---- results -------------------------------------------------------------------------------------------------------
@@ -66,18 +74,30 @@ def cost_facts(args: Arguments, config, length_config: tuple[int, ...], prefix: 
     return {prefix + name: value for name, value in zip(names, (list(length_config), macs, round(macs / full, 4)))}
 
 
-def resolve_length_config(args: Arguments, config) -> tuple[int, ...]:
-    """The length config of --do_eval and --do_predict: given, chosen from a search, the model's own, or full."""
-    adaptive, layers = args.length_adaptive, config.num_hidden_layers
-    if adaptive.length_config:
-        return parse_length_config(adaptive.length_config, layers, args.data.max_seq_length)
-    if adaptive.length_config_from:
-        chosen = choose_from(args, Path(adaptive.length_config_from)).length_config
-        return validate_length_config(chosen, layers, args.data.max_seq_length)
+def asked_length_config(args: Arguments, config) -> tuple[int, ...] | None:
+    """The length config that the command line gives or has chosen from a search; None if it asks for none."""
+    adaptive, layers, length = args.length_adaptive, config.num_hidden_layers, args.data.max_seq_length
+    flag = "--length_config" if adaptive.length_config else f"--length_config_from {adaptive.length_config_from}"
+    try:
+        if adaptive.length_config:
+            return parse_length_config(adaptive.length_config, layers, length)
+        if adaptive.length_config_from:
+            return validate_length_config(choose_from(args).length_config, layers, length)
+    except (LengthConfigError, SearchError) as error:
+        raise RunError(f"{flag}: {error}") from error
+    return None
+
+
+def default_length_config(args: Arguments, config) -> tuple[int, ...]:
+    """The length config stored in the model, or full length."""
     stored = getattr(config, "length_config", None)
-    if stored:
-        logger.info("using the length config stored in the model: %s", tuple(stored))
-    return tuple(stored) if stored else full_config(args, config)
+    if not stored:
+        return full_config(args, config)
+    logger.info("using the length config stored in the model: %s", tuple(stored))
+    if config.length_config_max_length != args.data.max_seq_length:
+        made_for = config.length_config_max_length
+        logger.warning("it was made for --max_seq_length %d, not %d", made_for, args.data.max_seq_length)
+    return tuple(stored)
 
 
 # ---- stages --------------------------------------------------------------------------------------------------------
@@ -85,34 +105,60 @@ def resolve_length_config(args: Arguments, config) -> tuple[int, ...]:
 
 def train(trainer: QuestionAnsweringTrainer, args: Arguments, checkpoint: str | None) -> None:
     """Train from `checkpoint` or from the start; leaves model, tokenizer, trainer state, results and loss curve."""
-    if trainer.args.do_train and args.length_adaptive.length_adaptive:
+    if args.length_adaptive.length_adaptive:
         trainer.model.config.length_config_max_length = args.data.max_seq_length
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    metrics["train_samples"] = len(trainer.train_dataset)
+    first_step = steps_done(checkpoint)
+    if 0 < args.run.max_steps <= first_step:  # the Trainer would take one more step
+        load_weights(trainer.model, Path(checkpoint, "model.safetensors"))
+    else:
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        trainer.save_state()
     trainer.save_model()
-    trainer.save_state()
+    if first_step and trainer.state.global_step in (0, first_step):
+        logger.info("training was complete already; a larger --num_train_epochs or --max_steps continues it")
+        return
+    metrics["train_samples"] = len(trainer.train_dataset)
     trainer.log_metrics("train", metrics)
     if trainer.is_world_process_zero():
         write_results(args, "train", metrics)
-        plot_loss_curve(Path(args.run.output_dir, "loss.png"), trainer.state.log_history)
+        draw_losses(args, trainer.state.log_history)
 
 
-def evaluate(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet) -> None:
+def steps_done(checkpoint: str | None) -> int:
+    """Optimiser steps that the checkpoint to continue from has behind it."""
+    if checkpoint is None:
+        return 0
+    return json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+
+
+def draw_losses(args: Arguments, log_history: list[dict]) -> None:
+    if any("loss" in record for record in log_history):
+        plot_loss_curve(Path(args.run.output_dir, "loss.png"), log_history)
+    else:
+        logger.info("no loss.png: training was shorter than --logging_steps %g", args.run.logging_steps)
+
+
+def without_timing(metrics: dict) -> dict:
+    return {name: value for name, value in metrics.items() if not name.endswith(("runtime", "per_second"))}
+
+
+def evaluate(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet, length_config) -> None:
     """EM, F1 and MACs at the length config asked for, and every predicted answer."""
-    length_config = resolve_length_config(args, trainer.model.config)
+    length_config = length_config or default_length_config(args, trainer.model.config)
     answers, metrics = trainer.answer(questions, length_config, "eval")
     metrics |= {"eval_samples": len(questions.examples), "eval_features": len(questions.features)}
     metrics |= cost_facts(args, trainer.model.config, length_config, "eval_")
     if args.run.accuracy_only:
-        metrics = {name: value for name, value in metrics.items() if not name.endswith(("runtime", "per_second"))}
-    if args.run.benchmark:
+        metrics = without_timing(metrics)
+    if args.run.benchmark and trainer.is_world_process_zero():
         metrics |= benchmark(trainer, args, questions, length_config)
     report(trainer, args, "eval", metrics, answers)
 
 
 def benchmark(trainer, args: Arguments, questions: QuestionSet, length_config: tuple[int, ...]) -> dict:
     """Latency at `length_config` and at full length on the longest questions; also kept in benchmark_results.json."""
-    size, collate = args.run.per_device_eval_batch_size, make_collator(trainer.processing_class, True, args.data.max_seq_length)
+    size = min(args.run.per_device_eval_batch_size, len(questions.features))
+    collate = make_collator(trainer.processing_class, True, args.data.max_seq_length)
     columns = [name for name in trainer.processing_class.model_input_names if name in questions.features.column_names]
     batch = collate([{name: row[name] for name in columns} for row in questions.features.select(range(size))])
     config = trainer.model.config
@@ -120,9 +166,8 @@ def benchmark(trainer, args: Arguments, questions: QuestionSet, length_config: t
     rows = benchmark_model(trainer.model, dict(batch), configs, args.run.bf16)
     for row in rows.values():
         row |= cost_facts(args, config, tuple(row["length_config"]))
-    if trainer.is_world_process_zero():
-        results = {"environment": environment(), "rows": list(rows.values())}
-        write_json(Path(args.run.output_dir, "benchmark_results.json"), results)
+    results = {"environment": environment(), "rows": list(rows.values())}
+    write_json(Path(args.run.output_dir, "benchmark_results.json"), results)
     medians = {name: row["latency_ms_median"] for name, row in rows.items()}
     return {
         "eval_latency_ms": round(medians["config"] / rows["config"]["batch_size"], 3),
@@ -136,16 +181,26 @@ def measure_rates(trainer: QuestionAnsweringTrainer, args: Arguments, questions:
     for rate in parse_rates(args.length_adaptive.measure_rate):
         length_config = constant_ratio_config(rate, config.num_hidden_layers, args.data.max_seq_length)
         _, metrics = trainer.answer(questions, length_config, "eval")
+        metrics = without_timing(metrics) if args.run.accuracy_only else metrics
         rows.append({"rate": rate, **cost_facts(args, config, length_config), **metrics})
-        logger.info("rate %.3f  %s", rate, json.dumps(rows[-1]))
         if trainer.is_world_process_zero():
             results = {"environment": environment(), "eval_samples": len(questions.examples), "rows": rows}
             write_json(Path(args.run.output_dir, "measure_rate_results.json"), results)
+    logger.info("constant ratios:\n%s", rate_table(rows))
 
 
-def predict(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet) -> None:
+def rate_table(rows: list[dict]) -> str:
+    """The rows of measure_rate_results.json as lines of text: rate, MACs, their ratio, F1, length config."""
+    lines = [f"{'rate':>6} {'MACs':>10} {'ratio':>6} {'F1':>6}  length config"]
+    for row in rows:
+        numbers = f"{row['rate']:>6.3f} {row['macs']:>10.4g} {row['macs_ratio']:>6.3f} {row.get('eval_f1', 0):>6.2f}"
+        lines.append(f"{numbers}  {tuple(row['length_config'])}")
+    return "\n".join(lines)
+
+
+def predict(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet, length_config) -> None:
     """Answer the test questions at the length config asked for; scores too where gold answers are known."""
-    length_config = resolve_length_config(args, trainer.model.config)
+    length_config = length_config or default_length_config(args, trainer.model.config)
     answers, metrics = trainer.answer(questions, length_config, "predict")
     metrics |= {"predict_samples": len(questions.examples)}
     metrics |= cost_facts(args, trainer.model.config, length_config, "predict_")
@@ -164,11 +219,12 @@ def search_length_configs(trainer: QuestionAnsweringTrainer, args: Arguments, qu
 
 
 def report(trainer: QuestionAnsweringTrainer, args: Arguments, stage: str, metrics: dict, answers) -> None:
-    trainer.log_metrics(stage, {name: str(value) if isinstance(value, list) else value for name, value in metrics.items()})
+    trainer.log_metrics(
+        stage, {name: str(value) if isinstance(value, list) else value for name, value in metrics.items()}
+    )
     if trainer.is_world_process_zero():
         write_results(args, stage, metrics)
         write_answers(answers, args.run.output_dir, stage)
-        logger.info("answers and scores are in %s", args.run.output_dir)
 
 
 def run(args: Arguments) -> None:
@@ -176,8 +232,7 @@ def run(args: Arguments) -> None:
     set_seed(args.run.seed)
     checkpoint = prepare_output_dir(args)
     model, tokenizer = load_model(args)
-    if args.length_adaptive.length_config or args.length_adaptive.length_config_from:
-        resolve_length_config(args, model.config)  # a misfit is said before any work is done
+    length_config = asked_length_config(args, model.config)  # a misfit is said before any work is done
     train_features, questions = load_data(args, tokenizer)
     validation = questions.get("validation")
     trainer = make_trainer(args, model, tokenizer, train_features, validation)
@@ -186,11 +241,11 @@ def run(args: Arguments) -> None:
     if args.run.do_eval and args.length_adaptive.measure_rate:
         measure_rates(trainer, args, validation)
     elif args.run.do_eval:
-        evaluate(trainer, args, validation)
+        evaluate(trainer, args, validation, length_config)
     if args.search.do_search:
         search_length_configs(trainer, args, validation)
     if args.run.do_predict:
-        predict(trainer, args, questions["test"])
+        predict(trainer, args, questions["test"], length_config)
     if (args.run.do_train or args.search.do_search) and trainer.is_world_process_zero():
         write_model_card(
             Path(args.run.output_dir),
@@ -199,21 +254,48 @@ def run(args: Arguments) -> None:
             max_seq_length=args.data.max_seq_length,
             doc_stride=args.data.doc_stride,
         )
+    logger.info("done: results are in %s", args.run.output_dir)
+
+
+def set_up_output(args: Arguments) -> None:
+    """Our own lines from --log_level (info) up on the first process, warnings elsewhere; one progress bar a stage."""
+    first, level = args.run.process_index == 0, args.run.get_process_log_level()
+    chosen = logging.INFO if args.run.log_level == "passive" else level
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    for name in OUR_MODULES:
+        logging.getLogger(name).setLevel(chosen if first else logging.WARNING)
+    transformers.logging.disable_progress_bar()  # loading and saving take a moment
+    for name in ("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # check_weights says in one line what matters
+    if args.run.disable_tqdm or not first:
+        datasets.disable_progress_bars()
+
+
+def interruption(args: Arguments) -> str:
+    """What Ctrl-C leaves, and what the same command does next."""
+    folder = Path(args.run.output_dir)
+    checkpoint = get_last_checkpoint(str(folder)) if args.run.do_train and folder.is_dir() else None
+    if args.search.do_search and (folder / "search_store.jsonl").is_file():
+        return f"the same command continues the search with the scores in {folder / 'search_store.jsonl'}."
+    if checkpoint and not args.run.overwrite_output_dir:
+        return f"the same command continues from {checkpoint}."
+    if checkpoint:
+        return f"the same command without --overwrite_output_dir continues from {checkpoint}."
+    return "the same command starts again."
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 1 after one line that says what is wrong."""
+    """Run the command line; the exit status is 0, or after one line that says what is wrong 1, or 130 after Ctrl-C."""
     args = parse_args(argv)
-    level = logging.INFO if args.run.process_index == 0 else logging.WARNING
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    for name in ("run_qa", "loading", "data_qa", "evolution", "search_qa", "utils_qa"):
-        logging.getLogger(name).setLevel(level)
-    transformers.logging.set_verbosity_warning()
+    set_up_output(args)
     try:
         run(args)
     except (DataError, LengthConfigError, PlotError, RunError, SearchError) as error:
         print(f"run_qa.py: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\nrun_qa.py: interrupted; {interruption(args)}", file=sys.stderr)
+        return 130
     return 0
 
 

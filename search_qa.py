@@ -13,17 +13,9 @@ from transformers import PreTrainedModel
 from transformers.trainer_callback import ProgressCallback
 
 from arguments import Arguments
-from evolution import (
-    Candidate,
-    CandidateStore,
-    EvolutionarySearch,
-    SearchError,
-    SearchSettings,
-    choose,
-    load_store,
-    pareto_frontier,
-    write_frontier_csv,
-)
+from candidate_store import CandidateStore, load_store
+from candidates import Candidate, SearchError, choose, pareto_frontier, write_frontier_csv
+from evolution import EvolutionarySearch, SearchSettings
 from length_drop import count_macs
 from loading import QuestionSet
 from plots import plot_pareto
@@ -42,7 +34,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 def scoring_facts(args: Arguments, model: PreTrainedModel, questions: QuestionSet) -> dict:
     """What a score depends on, besides the length config."""
-    texts = json.dumps([questions.examples["id"], questions.examples["question"]])
+    texts = json.dumps([questions.examples["id"][:], questions.examples["question"][:]])
     return {
         "weights": fingerprint(model),
         "questions": hashlib.sha256(texts.encode()).hexdigest()[:16],
@@ -68,8 +60,8 @@ def rescore(
     trainer: QuestionAnsweringTrainer, candidates: Sequence[Candidate], questions: QuestionSet, store: CandidateStore
 ) -> list[Candidate]:
     """The candidates with their F1 on `questions`; what `store` knows is not evaluated again."""
-    rescored = []
-    for old in tqdm(candidates, desc="Re-scoring the frontier", unit="config", disable=trainer.args.process_index > 0):
+    rescored, quiet = [], trainer.args.disable_tqdm or trainer.args.process_index > 0
+    for old in tqdm(candidates, desc="Re-scoring the frontier", unit="config", disable=quiet):
         score = store.known.get(old.length_config)
         new = score is None
         score = f1_score(trainer, questions, old.length_config) if new else score
@@ -101,7 +93,9 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
     if not questions.has_gold:
         raise SearchError("--do_search needs validation questions with answers to score by.")
     config = trainer.model.config
-    scored_on = questions.sample(args.search.search_samples, args.run.seed) if args.search.search_samples else questions
+    scored_on = (
+        questions.sample(args.search.search_samples, args.run.seed) if args.search.search_samples else questions
+    )
     progress_bar = trainer.pop_callback(ProgressCallback)  # one bar for the search, not one a candidate
     store = open_store(trainer, "search_store.jsonl", scoring_facts(args, trainer.model, scored_on))
     loaded = []
@@ -173,7 +167,7 @@ def frontier_table(frontier: Sequence[Candidate], full: Candidate) -> str:
     lines = ["frontier:", f"{'length config':<40} {'MACs':>10} {'ratio':>6} {'F1':>6} {'drop':>6}"]
     for c in frontier:
         ratio, drop = c.cost / full.cost, full.score - c.score
-        lines.append(f"{str(c.length_config):<40} {c.cost:>10.4g} {ratio:>6.3f} {c.score:>6.2f} {drop:>6.2f}")
+        lines.append(f"{c.length_config!s:<40} {c.cost:>10.4g} {ratio:>6.3f} {c.score:>6.2f} {drop:>6.2f}")
     return "\n".join(lines)
 
 
@@ -195,13 +189,14 @@ def read_candidate(record: dict) -> Candidate:
     return Candidate(tuple(record["length_config"]), record["macs"], record["score"], record["origin"])
 
 
-def choose_from(args: Arguments, folder: Path) -> Candidate:
+def choose_from(args: Arguments) -> Candidate:
     """The member of a finished search's frontier that meets the budget on the command line."""
+    path = Path(args.length_adaptive.length_config_from, "search_results.json")
     try:
-        results = json.loads((folder / "search_results.json").read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
         frontier, full = [read_candidate(row) for row in results["frontier"]], read_candidate(results["full"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SearchError(f"--length_config_from {folder}: no results of a finished search there ({error}).") from None
+        raise SearchError(f"no results of a finished search there ({error}).") from None
     chosen = choose(frontier, full, **budget(args))
     logger.info(
         "chose %s: %.3f of the full MACs, F1 %.2f against %.2f at full length",

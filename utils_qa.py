@@ -1,23 +1,19 @@
-"""From span logits to answers, their SQuAD scores, and the files a run leaves."""
+"""From span logits to answers, and their SQuAD scores."""
 
-import json
 import logging
 import math
-import os
-import platform
 import re
 import string
-import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import evaluate
 import numpy as np
-import torch
 from datasets import Dataset, Features, List, Value
+
+from results_qa import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +76,7 @@ def extract_answers(
 class AnswerExtractor:
     """Turns (start, end) logits of `features` into Answers to `examples`; what the logits do not change is done once.
 
-    `features` are those of data_qa.prepare_validation_features, in any order; ValueError if they were not made of
+    `features` are those of features_qa.prepare_validation_features, in any order; ValueError if they were not made of
     these examples.
     """
 
@@ -216,6 +212,14 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return exponentials / np.maximum(exponentials.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
 
 
+def write_answers(answers: Answers, output_dir: str | Path, prefix: str) -> None:
+    """Write {prefix}_predictions.json, {prefix}_nbest_predictions.json and in version 2 {prefix}_null_odds.json."""
+    write_json(Path(output_dir, f"{prefix}_predictions.json"), answers.texts)
+    write_json(Path(output_dir, f"{prefix}_nbest_predictions.json"), answers.nbest)
+    if answers.null_odds is not None:
+        write_json(Path(output_dir, f"{prefix}_null_odds.json"), answers.null_odds)
+
+
 # ---- scores --------------------------------------------------------------------------------------------------------
 
 
@@ -325,70 +329,3 @@ def score_answers(answers: Answers, examples: Dataset, version_2: bool) -> dict[
         )
     references = [{"id": name, "answers": gold} for name, gold in golds.items()]
     return SquadMetric("squad_v2" if version_2 else "squad").compute(predictions=predictions, references=references)
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def write_json(path: str | Path, data: object) -> None:
-    """Write `data` as UTF-8 JSON, whole or not at all: a reader or a kill never meets half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=plain) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def plain(value: object) -> object:
-    """Paths as text; arrays, tensors and their scalars as lists and numbers."""
-    return str(value) if isinstance(value, Path) else value.tolist()
-
-
-def write_answers(answers: Answers, output_dir: str | Path, prefix: str) -> None:
-    """Write {prefix}_predictions.json, {prefix}_nbest_predictions.json and in version 2 {prefix}_null_odds.json."""
-    write_json(Path(output_dir, f"{prefix}_predictions.json"), answers.texts)
-    write_json(Path(output_dir, f"{prefix}_nbest_predictions.json"), answers.nbest)
-    if answers.null_odds is not None:
-        write_json(Path(output_dir, f"{prefix}_null_odds.json"), answers.null_odds)
-
-
-def environment() -> dict:
-    """What numbers were made with: versions, git commit, processor, threads."""
-    name, flags = processor()
-    sets = {"amx": "amx_tile", "avx512_vnni": "avx512_vnni", "avx512": "avx512f", "avx2": "avx2"}
-    packages = ("torch", "transformers", "datasets", "accelerate", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-        **git_state(Path(__file__).parent),
-        "platform": platform.platform(),
-        "cpu": name,
-        "instruction_set": next((set_name for set_name, flag in sets.items() if flag in flags), "other"),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def processor() -> tuple[str, set[str]]:
-    """Model name and instruction-set flags of the first processor; no flags where Linux does not list them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.is_file() else []
-    entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return entries.get("model name") or platform.processor() or platform.machine(), set(
-        entries.get("flags", "").split()
-    )
-
-
-def git_state(folder: Path) -> dict:
-    """Commit of the checkout in `folder` and whether tracked files differ from it; None outside git or without it."""
-    try:
-        run = {"cwd": folder, "stderr": subprocess.DEVNULL, "text": True, "timeout": 10}
-        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **run).strip()
-        changes = subprocess.check_output(["git", "status", "--porcelain", "--untracked-files=no"], **run)
-    except (OSError, subprocess.SubprocessError):
-        return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": commit, "git_dirty": bool(changes.strip())}

@@ -52,10 +52,9 @@ choose_data
 
 # Half precision where the GPU or the processor computes in it; short batches together, to pad less.
 common=(--max_seq_length 384 --doc_stride 128 --per_device_eval_batch_size 32)
-if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+  grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
   common+=(--bf16)
-elif grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
-  common+=(--bf16 --use_cpu)
 fi
 anew=()
 if [[ -n "${FORCE:-}" ]]; then anew=(--overwrite_output_dir); fi

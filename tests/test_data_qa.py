@@ -1,18 +1,15 @@
-"""Reading questions from every kind of file, and the windows made of them."""
+"""Reading questions from every kind of file and from folders."""
 
 import csv
 import json
 import logging
 import os
-import subprocess
-import sys
-import unicodedata
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
 
-from data_qa import FEATURES, DataError, featurize, load_splits, make_collator, read_records
+from data_qa import FEATURES, DataError, cache_key, load_splits, read_records
 
 RECORD = {
     "id": "q1",
@@ -21,7 +18,6 @@ RECORD = {
     "question": "What is long?",
     "answers": {"text": ["Elbe"], "answer_start": [4]},
 }
-LENGTHS = {"max_seq_length": 64, "doc_stride": 16}
 
 
 def load(path, split="validation", **kwargs) -> Dataset:
@@ -31,9 +27,6 @@ def load(path, split="validation", **kwargs) -> Dataset:
 def write_lines(path: Path, *records) -> Path:
     path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
     return path
-
-
-# ---- reading -------------------------------------------------------------------------------------------------------
 
 
 def expected_records(squad_file: Path) -> list[dict]:
@@ -185,6 +178,16 @@ def test_overwrite_cache_reads_anew(tmp_path):
     assert cached.stat().st_mtime_ns > before
 
 
+def test_a_cache_key_follows_the_code_in_its_source_file_and_the_parts(tmp_path):
+    source = tmp_path / "code.py"
+    source.write_text("step = 1")
+    key = cache_key(str(source), b"content", "train")
+    assert cache_key(str(source), b"content", "train") == key
+    assert len({key, cache_key(str(source), b"content", "test"), cache_key(str(source), b"other", "train")}) == 3
+    source.write_text("step = 2")
+    assert cache_key(str(source), b"content", "train") != key
+
+
 def test_a_local_folder_stands_for_a_dataset_and_files_win_over_it(squad_v1_file, tmp_path):
     folder = tmp_path / "squad"
     folder.mkdir()
@@ -222,147 +225,6 @@ def test_squad_is_an_alias_and_the_hub_out_of_reach_gives_one_line_with_the_reme
     assert "rajpurkar/squad" in caplog.text
     assert "\n" not in str(caught.value)
     assert "--dataset_name squad" in str(caught.value) and "--validation_file" in str(caught.value)
-
-
-# ---- features ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def examples(squad_v2_file):
-    return load(squad_v2_file)
-
-
-def brute_force_windows(tokenizer, question: str, context: str) -> list[list[int]]:
-    """Token ids of every window, cut by hand from the whole passage, with the families' published special tokens."""
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    between = [sep] if tokenizer.cls_token == "[CLS]" else [sep, sep]
-    first, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (question.lstrip(), context))
-    room = 64 - len(first) - len(between) - 2
-    windows, begin = [], 0
-    while True:
-        windows.append([cls, *first, *between, *whole[begin : begin + room], sep])
-        if begin + room >= len(whole):
-            return windows
-        begin += room - 16
-
-
-def test_windows_hold_the_question_and_overlap_by_the_doc_stride(tokenizer, examples):
-    features = featurize(examples, tokenizer, **LENGTHS, training=False)
-    for row in examples:
-        expected = brute_force_windows(tokenizer, row["question"], row["context"])
-        found = features.filter(lambda feature, name=row["id"]: feature["example_id"] == name)["input_ids"][:]
-        assert sorted(found) == sorted(expected)
-    assert len(features) > 2 * len(examples) and max(features["length"]) == 64
-
-
-def test_every_training_span_decodes_to_the_answer_and_others_point_at_cls(tokenizer, examples):
-    features = featurize(examples, tokenizer, **LENGTHS, training=True)
-    windows = tokenizer(
-        [question.lstrip() for question in examples["question"]],
-        examples["context"][:],
-        truncation="only_second",
-        max_length=64,
-        stride=16,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    assert features["input_ids"][:] == windows["input_ids"]
-    with_answer = set()
-    for row, sample in enumerate(windows["overflow_to_sample_mapping"]):
-        context, answers = examples[sample]["context"], examples[sample]["answers"]
-        text, start = (answers["text"] or [None])[0], (answers["answer_start"] or [None])[0]
-        first, last = features["start_positions"][row], features["end_positions"][row]
-        inside = [i for i, sequence in enumerate(windows.sequence_ids(row)) if sequence == 1]
-        offsets = windows["offset_mapping"][row]
-        whole = text and offsets[inside[0]][0] <= start and offsets[inside[-1]][1] >= start + len(text)
-        if whole:
-            assert first in inside and last in inside
-            assert context[offsets[first][0] : offsets[last][1]] == text
-            with_answer.add(examples[sample]["id"])
-        else:
-            assert (first, last) == (0, 0) and features["input_ids"][row][0] == tokenizer.cls_token_id
-    assert with_answer == {row["id"] for row in examples if row["answers"]["text"]}
-
-
-def test_offsets_are_those_of_the_context_and_minus_one_elsewhere(tokenizer, examples):
-    features = featurize(examples, tokenizer, **LENGTHS, training=False)
-    contexts = dict(zip(examples["id"], examples["context"]))
-    for feature in features:
-        outside = [tuple(span) == (-1, -1) for span in feature["offset_mapping"]]
-        first, last = outside.index(False), len(outside) - outside[::-1].index(False)
-        assert all(outside[:first]) and all(outside[last:]) and not any(outside[first:last])
-        assert len(outside) == feature["length"] == len(feature["input_ids"])
-        context, ids = contexts[feature["example_id"]], feature["input_ids"][first:last]
-        slices = [context[begin:end] for begin, end in feature["offset_mapping"][first:last]]
-        if tokenizer.cls_token == "[CLS]":  # token by token: lower-cased and without accents
-            tokens = [token.removeprefix("##") for token in tokenizer.convert_ids_to_tokens(ids)]
-            assert tokens == [unicodedata.normalize("NFD", text)[0].lower() + text[1:].lower() for text in slices]
-        else:  # a character can take several tokens, so the window as a whole
-            begin, end = feature["offset_mapping"][first][0], feature["offset_mapping"][last - 1][1]
-            assert tokenizer.decode(ids).strip(" \ufffd") == context[begin:end].strip()
-
-
-def test_validation_windows_come_longest_first(tokenizer, examples):
-    lengths = featurize(examples, tokenizer, **LENGTHS, training=False)["length"][:]
-    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
-
-
-def test_collator_pads_to_the_batch_or_to_the_maximum(tokenizer, examples):
-    columns = [*tokenizer.model_input_names, "start_positions"]
-    rows = featurize(examples, tokenizer, **LENGTHS, training=True).select_columns(columns)
-    shortest = sorted(rows, key=lambda row: len(row["input_ids"]))[:2]
-    longest = max(len(row["input_ids"]) for row in shortest)
-    width = make_collator(tokenizer, False, 64)(shortest)["input_ids"].shape[1]
-    assert width % 8 == 0 and longest <= width < longest + 8
-    padded = make_collator(tokenizer, True, 64)(shortest)
-    assert padded["input_ids"].shape == (2, 64)
-    assert padded["attention_mask"].sum(1).tolist() == [len(row["input_ids"]) for row in shortest]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "message"),
-    [
-        ({"max_seq_length": 513, "doc_stride": 16}, "--max_seq_length 513 is over the tokenizer's 512"),
-        ({"max_seq_length": 64, "doc_stride": 64}, "--doc_stride 64 must lie between 0 and 60"),
-        ({"max_seq_length": 16, "doc_stride": 8}, "question 'year-0' has .* --max_seq_length 16.* --doc_stride 8"),
-    ],
-)
-def test_lengths_that_do_not_fit_are_refused_with_the_flag(lengths, message, bert_tokenizer, examples):
-    with pytest.raises(DataError, match=message):
-        featurize(examples, bert_tokenizer, **lengths, training=False)
-
-
-def test_a_wrong_answer_offset_in_a_dataset_is_refused_before_training(bert_tokenizer):
-    dataset = Dataset.from_list([RECORD | {"answers": WRONG_ANSWER}], features=FEATURES)
-    with pytest.raises(DataError, match="question 'q1': its answer is not at answer_start 5"):
-        featurize(dataset, bert_tokenizer, **LENGTHS, training=True)
-
-
-SECOND_PROCESS = """
-import sys
-from transformers import AutoTokenizer
-from data_qa import featurize, load_splits
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
-dataset = load_splits(data_files={"validation": sys.argv[1]})["validation"]
-for training in (True, False):
-    features = featurize(dataset, tokenizer, max_seq_length=64, doc_stride=16, training=training)
-    print(features.cache_files[0]["filename"])
-"""
-
-
-def test_features_are_cached_across_processes_whatever_the_tokenizer_did_before(tokenizer, squad_v1_file, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    tokenizer("a call", "that leaves its truncation behind", truncation="only_second", max_length=9)
-    dataset = load(squad_v1_file)
-    here = [featurize(dataset, tokenizer, **LENGTHS, training=training) for training in (True, False)]
-    files = [features.cache_files[0]["filename"] for features in here]
-    stamps = [os.stat(file).st_mtime_ns for file in files]
-    command = [sys.executable, "-c", SECOND_PROCESS, str(squad_v1_file), str(tmp_path)]
-    root = Path(__file__).parent.parent
-    output = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-    assert output.split() == files and [os.stat(file).st_mtime_ns for file in files] == stamps
-    featurize(dataset, tokenizer, **LENGTHS, training=True, overwrite_cache=True)
-    assert os.stat(files[0]).st_mtime_ns > stamps[0]
 
 
 def test_reader_streams_checked_records(squad_v1_file):

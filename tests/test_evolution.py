@@ -1,8 +1,6 @@
-"""The search: frontier, offspring, stores, resuming, choosing; oracles are brute force and published numbers."""
+"""The search: offspring, initial population, bounds, resuming; oracles are brute force and published numbers."""
 
-import csv
 import itertools
-import json
 import logging
 import math
 import random
@@ -10,39 +8,15 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from small_search import SETTINGS, run_small, small_score, small_settings
 
-from evolution import (
-    Candidate,
-    CandidateStore,
-    EvolutionarySearch,
-    SearchError,
-    SearchSettings,
-    choose,
-    crossover,
-    hypervolume,
-    initial_configs,
-    load_store,
-    mutate,
-    pareto_frontier,
-    write_frontier_csv,
-)
+from candidate_store import CandidateStore, load_store
+from candidates import Candidate, SearchError, pareto_frontier
+from evolution import EvolutionarySearch, SearchSettings, crossover, initial_configs, mutate
 from length_drop import constant_ratio_config, count_macs
 
 MINILM = SimpleNamespace(hidden_size=384, intermediate_size=1536, num_hidden_layers=6)
 BERT = SimpleNamespace(hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
-SETTINGS = {"model": "reader", "questions": 1000, "max_length": 64}
-# Four rows of the frontier published with QuaLA-MiniLM: length config, MACs, F1, method, parents.
-PUBLISHED = """\
-(308, 247, 198, 159, 128, 103)\t2484739968\t87.33049546363097\t0\tNone
-(269, 253, 252, 202, 104, 34)\t2485456896\t87.76366630183897\t1\t((300, 263, 248, 202, 104, 38),)
-(284, 262, 248, 200, 95, 36)\t2510150400\t88.12499528628362\t2\t\
-((284, 252, 237, 197, 129, 36), (283, 272, 258, 203, 60, 36))
-(315, 251, 242, 159, 142, 33)\t2546934912\t88.33566781744294\t1\t((315, 278, 231, 169, 105, 33),)
-"""
-
-
-def candidate(cost, score, config=(1,)):
-    return Candidate(config, cost, score, "initial")
 
 
 def tiny_cost(config):
@@ -54,72 +28,9 @@ def tiny_score(config):
     return sum(weight * math.log(length) for weight, length in zip((3.0, 1.0, 2.0), config))
 
 
-def small_settings(**changes):
-    sizes = {"iterations": 4, "population_size": 6, "mutation_size": 8, "crossover_size": 8}
-    return SearchSettings(**({"num_layers": 4, "max_length": 64} | sizes | changes))
-
-
-def small_score(config):
-    return 90 - sum(20 / length for length in config) + random.Random(str(config)).random()
-
-
-def run_small(seed=7, score=small_score, store=None, loaded=(), **changes):
-    settings = small_settings(**changes)
-    search = EvolutionarySearch(sum, score, random.Random(seed), settings, store, loaded, progress=False)
-    return search.run(), search
-
-
 def all_configs(num_layers, lowest, highest):
     configs = itertools.product(range(lowest, highest + 1), repeat=num_layers)
     return [config for config in configs if list(config) == sorted(config, reverse=True)]
-
-
-# ---- frontier ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_frontier_equals_the_quadratic_definition_with_ties_and_duplicates(seed):
-    rng = random.Random(seed)
-    points = [candidate(rng.randint(0, 12), rng.randint(0, 12), (rng.randint(1, 3),)) for _ in range(60)]
-    points += points[:10]
-    expected = set()
-    for one in points:
-        beaten = any(
-            o.cost <= one.cost and o.score >= one.score and (o.cost, o.score) != (one.cost, one.score) for o in points
-        )
-        if not beaten:
-            equals = [o.length_config for o in points if (o.cost, o.score) == (one.cost, one.score)]
-            expected.add((one.cost, one.score, min(equals)))
-    shuffled = rng.sample(points, len(points))
-    assert [(c.cost, c.score, c.length_config) for c in pareto_frontier(shuffled)] == sorted(expected)
-
-
-def test_a_dominated_dearest_candidate_is_not_on_the_frontier():
-    frontier = pareto_frontier([candidate(1, 80), candidate(2, 90), candidate(9, 89)])
-    assert [c.cost for c in frontier] == [1, 2]
-
-
-def test_of_equal_costs_only_the_best_score_stays():
-    assert [c.score for c in pareto_frontier([candidate(5, 1), candidate(5, 3), candidate(5, 2)])] == [3]
-
-
-def test_frontier_of_nothing_is_empty():
-    assert pareto_frontier([]) == []
-
-
-def test_hypervolume_of_a_hand_computed_staircase():
-    # Steps at cost 2, 4, 7 up to the reference cost 10, above score 1: 2*(3-1) + 3*(5-1) + 3*(6-1) = 31.
-    points = [candidate(2, 3), candidate(4, 5), candidate(7, 6), candidate(8, 2), candidate(12, 9), candidate(1, 0)]
-    assert hypervolume(points, reference_cost=10, reference_score=1) == 31
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_hypervolume_equals_counting_dominated_cells(seed):
-    rng = random.Random(seed)
-    points = [candidate(rng.randint(0, 20), rng.randint(0, 20)) for _ in range(15)]
-    cells = itertools.product(range(15), range(3, 20))  # unit cells left of cost 15 and above score 3
-    covered = sum(any(p.cost <= x and p.score >= y + 1 for p in points) for x, y in cells)
-    assert hypervolume(points, reference_cost=15, reference_score=3) == covered
 
 
 # ---- offspring -----------------------------------------------------------------------------------------------------
@@ -335,7 +246,7 @@ def test_loaded_candidates_join_unscored_with_their_cost_recomputed():
     assert len(search.candidates) == 12  # the budget counts what had to be scored
 
 
-# ---- store and resume ----------------------------------------------------------------------------------------------
+# ---- resuming ------------------------------------------------------------------------------------------------------
 
 
 class DiesAfter:
@@ -368,26 +279,6 @@ def test_a_killed_and_repeated_search_equals_an_undisturbed_one(tmp_path, kill_a
     assert load_store(path, 4, 64) == undisturbed
 
 
-@pytest.mark.parametrize("length", range(0, 400, 7))
-def test_a_store_cut_at_any_byte_opens_with_its_whole_lines(tmp_path, length):
-    path = tmp_path / "store.jsonl"
-    run_small(iterations=0, store=CandidateStore(path, SETTINGS))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:length])
-    store = CandidateStore(path, SETTINGS)
-    lines = whole[:length].count(b"\n")
-    assert len(store.known) == max(0, lines - 1)
-    assert whole.startswith(path.read_bytes()) and path.read_bytes().count(b"\n") == max(1, lines)
-
-
-def test_a_torn_last_line_is_logged(tmp_path, caplog):
-    path = tmp_path / "store.jsonl"
-    CandidateStore(path, SETTINGS)
-    path.write_bytes(path.read_bytes() + b'{"le')
-    CandidateStore(path, SETTINGS)
-    assert "cut off" in caplog.text
-
-
 def test_each_candidate_is_on_disk_before_the_next_is_scored(tmp_path):
     path = tmp_path / "store.jsonl"
     lines = []
@@ -398,218 +289,3 @@ def test_each_candidate_is_on_disk_before_the_next_is_scored(tmp_path):
 
     run_small(score=score, store=CandidateStore(path, SETTINGS), iterations=1)
     assert lines == list(range(1, len(lines) + 1))
-
-
-def test_every_line_is_synchronised_to_disk(tmp_path, monkeypatch):
-    synchronised = []
-    monkeypatch.setattr("evolution.os.fsync", lambda _: synchronised.append(path.read_bytes().count(b"\n")))
-    path = tmp_path / "store.jsonl"
-    store = CandidateStore(path, SETTINGS)
-    store.append(candidate(1, 2.5, (4, 3)))
-    assert synchronised == [1, 2]
-
-
-def test_other_settings_are_refused_naming_what_differs_and_the_remedy(tmp_path):
-    path = tmp_path / "store.jsonl"
-    CandidateStore(path, SETTINGS)
-    before = path.read_bytes()
-    with pytest.raises(SearchError) as error:
-        CandidateStore(path, {**SETTINGS, "model": "other"})
-    message = str(error.value)
-    assert "'reader'" in message and "'other'" in message and "questions" not in message and "folder" in message
-    assert "\n" not in message and path.read_bytes() == before
-
-
-@pytest.mark.parametrize("content", ["notes\n", "no newline", '{"candidates": []}', "[1]\n"])
-def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path, content):
-    path = tmp_path / "store.jsonl"
-    path.write_text(content)
-    with pytest.raises(SearchError, match="is no store"):
-        CandidateStore(path, SETTINGS)
-    assert path.read_text() == content
-
-
-def test_a_damaged_line_within_a_store_is_named(tmp_path):
-    path = tmp_path / "store.jsonl"
-    run_small(iterations=0, store=CandidateStore(path, SETTINGS))
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:2], "garbage", *lines[2:], ""]))
-    with pytest.raises(SearchError, match="line 3"):
-        CandidateStore(path, SETTINGS)
-
-
-def test_settings_with_tuples_match_what_json_made_of_them(tmp_path):
-    for _ in range(2):
-        CandidateStore(tmp_path / "store.jsonl", {"lengths": (1, 2)})
-
-
-def test_a_readonly_store_knows_the_scores_and_never_touches_the_file(tmp_path):
-    path = tmp_path / "store.jsonl"
-    CandidateStore(path, SETTINGS).append(candidate(1, 2.5, (4, 3)))
-    path.write_bytes(path.read_bytes() + b'{"torn')
-    before = path.read_bytes()
-    store = CandidateStore(path, SETTINGS, readonly=True)
-    store.append(candidate(1, 3.5, (4, 2)))
-    assert store.known == {(4, 3): 2.5, (4, 2): 3.5} and path.read_bytes() == before
-    CandidateStore(tmp_path / "absent.jsonl", SETTINGS, readonly=True)
-    assert not (tmp_path / "absent.jsonl").exists()
-
-
-# ---- loading -------------------------------------------------------------------------------------------------------
-
-
-def test_the_published_header_less_tsv_is_read(tmp_path):
-    path = tmp_path / "parents-iter30.tsv"
-    path.write_bytes(PUBLISHED.replace("\n", "\r\n").encode())  # csv.writer's line ends
-    first, second, third, fourth = load_store(path, 6, 384)
-    assert first == Candidate((308, 247, 198, 159, 128, 103), 2484739968, 87.33049546363097, "initial")
-    assert second.origin == "mutation" and second.parents == ((300, 263, 248, 202, 104, 38),)
-    assert third.origin == "crossover" and crossover(*third.parents) == third.length_config
-    assert fourth.length_config == (315, 251, 242, 159, 142, 33)
-    assert pareto_frontier([fourth, third, first, second]) == [first, second, third, fourth]
-
-
-def test_a_tsv_with_only_three_columns_is_read(tmp_path):
-    path = tmp_path / "store.tsv"
-    path.write_text("(4, 3)\t10\t0\n\n(4, 4)\t12\t0.5")
-    assert [(c.length_config, c.cost, c.score, c.origin) for c in load_store(path, 2, 4)] == [
-        ((4, 3), 10, 0, "loaded"),
-        ((4, 4), 12, 0.5, "loaded"),
-    ]
-
-
-@pytest.mark.parametrize("column", range(5))
-@pytest.mark.parametrize("text", ["__import__('pathlib').Path('{}').touch()", "(open('{}', 'w'), 3)"])
-def test_code_in_a_tsv_is_refused_and_not_executed(tmp_path, column, text):
-    columns = ["(4, 3)", "10", "50.0", "0", "None"]
-    columns[column] = text.format(tmp_path / "executed")
-    path = tmp_path / "store.tsv"
-    path.write_text("(4, 4)\t12\t60\t0\tNone\n" + "\t".join(columns) + "\n")
-    with pytest.raises(SearchError, match=r"store\.tsv, line 2: "):
-        load_store(path, 2, 4)
-    assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "(4, 3) 10 50",
-        "(3, 4)\t10\t50",
-        "(5, 4)\t10\t50",
-        "(4, 3, 2)\t10\t50",
-        "(4, 0)\t10\t50",
-        "(4, 3)\tNone\t50",
-        "(4, 3)\t10\tnan",
-        "(4, 3)\t10\t50\t3\tNone",
-        "(4, 3)\t10\t50\t1\t((4, 5),)",
-    ],
-)
-def test_an_invalid_row_is_named_with_file_line_and_remedy(tmp_path, line):
-    path = tmp_path / "store.tsv"
-    path.write_text(f"(4, 4)\t12\t60\n{line}\n")
-    with pytest.raises(SearchError) as error:
-        load_store(path, 2, 4)
-    message = str(error.value)
-    assert f"{path}, line 2: " in message and "Correct or delete it" in message and "\n" not in message
-
-
-def test_search_results_json_gives_back_the_candidates(tmp_path):
-    _, search = run_small()
-    path = tmp_path / "search_results.json"
-    results = {"seed": 7, "settings": {}, "candidates": [c.record() for c in search.candidates]}
-    for indent in (None, 2):
-        path.write_text(json.dumps(results, indent=indent) + "\n")
-        assert load_store(path, 4, 64) == search.candidates
-
-
-def test_search_results_json_with_f1_and_without_origin_is_read(tmp_path):
-    path = tmp_path / "search_results.json"
-    path.write_text('{"candidates": [{"length_config": [4, 3], "macs": 7, "f1": 0}]}')
-    assert load_store(path, 2, 4) == [Candidate((4, 3), 7, 0, "loaded")]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"candidates": [{"length_config": [4, 3], "macs": 7}]}',
-        '{"candidates": [{"length_config": "(4, 3', "{", '{"candidates": 3}', "[]", '{"candidates": [7]}',
-        '{"candidates": [{"length_config": [4, 3.5], "macs": 7, "score": 1}]}',
-        '{"candidates": [{"length_config": 4, "macs": 7, "score": 1}]}',
-        '{"candidates": [{"length_config": [4, 3], "macs": 7, "score": 1, "parents": 3}]}',
-        '{"candidates": [{"length_config": [4, 3], "macs": 7, "score": 1, "origin": []}]}',
-    ],
-)  # fmt: skip
-def test_malformed_search_results_are_refused_in_one_line(tmp_path, content):
-    path = tmp_path / "search_results.json"
-    path.write_text(content)
-    with pytest.raises(SearchError) as error:
-        load_store(path, 2, 4)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_contradicting_scores_of_one_config_are_refused(tmp_path):
-    path = tmp_path / "store.tsv"
-    path.write_text("(4, 4)\t12\t60\n(4, 4)\t12\t60\n")
-    assert len(load_store(path, 2, 4)) == 1
-    path.write_text("(4, 4)\t12\t60\n(4, 4)\t12\t61\n")
-    with pytest.raises(SearchError, match="two scores"):
-        load_store(path, 2, 4)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(SearchError, match="absent.tsv"):
-        load_store(tmp_path / "absent.tsv", 2, 4)
-
-
-# ---- choosing and writing ------------------------------------------------------------------------------------------
-
-FULL = Candidate((9, 9), 1000, 88.3, "full")
-FRONTIER = [candidate(300, 84.0, (3, 3)), candidate(500, 87.3, (5, 5)), candidate(800, 88.4, (8, 8))]
-
-
-@pytest.mark.parametrize(
-    ("criterion", "cost"),
-    [
-        ({"max_score_drop": 1.0}, 500),
-        ({"max_score_drop": 0.9}, 800),
-        ({"max_score_drop": 50}, 300),
-        ({"max_score_drop": 0}, 800),
-        ({"target_cost": 799}, 500),
-        ({"target_cost": 800}, 800),
-        ({"target_cost_ratio": 0.5}, 500),
-        ({"target_cost_ratio": 1}, 800),
-    ],
-)
-def test_choose_takes_the_cheapest_good_one_or_the_best_affordable_one(criterion, cost):
-    assert choose(FRONTIER[::-1], FULL, **criterion).cost == cost
-
-
-def test_choose_is_not_fooled_by_floating_point():
-    assert 87.4 - 86.7 > 0.7
-    chosen = choose([candidate(1, 86.7)], candidate(2, 87.4), max_score_drop=0.7)
-    assert chosen.score == 86.7
-
-
-@pytest.mark.parametrize(
-    ("criterion", "nearest"),
-    [({"target_cost": 100}, "(3, 3)"), ({"target_cost_ratio": 0.0}, "(3, 3)"), ({"max_score_drop": -1}, "(8, 8)")],
-)
-def test_an_impossible_target_names_the_nearest_candidate(criterion, nearest):
-    with pytest.raises(SearchError) as error:
-        choose(FRONTIER, FULL, **criterion)
-    assert nearest in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("criteria", [{}, {"max_score_drop": 1, "target_cost": 0}])
-def test_choose_wants_exactly_one_criterion(criteria):
-    with pytest.raises(SearchError, match="exactly one"):
-        choose(FRONTIER, FULL, **criteria)
-
-
-def test_the_frontier_csv_has_ratios_and_drops_relative_to_the_full_model(tmp_path):
-    write_frontier_csv(tmp_path / "pareto.csv", FRONTIER[:2], FULL)
-    with open(tmp_path / "pareto.csv", newline="") as file:
-        header, first, second = csv.reader(file)
-    assert header == ["length_config", "macs", "macs_ratio", "f1", "f1_drop"]
-    assert first == ["[3, 3]", "300", "0.3", "84.0", "4.3"]
-    assert second == ["[5, 5]", "500", "0.5", "87.3", "1.0"]

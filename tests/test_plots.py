@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import plots
-from evolution import Candidate, pareto_frontier
+from candidates import Candidate, pareto_frontier
 from plots import PlotError, plot_loss_curve, plot_pareto
 
 matplotlib = pytest.importorskip("matplotlib")

@@ -1,28 +1,22 @@
-"""Answers from logits against brute force, scores against hand-computed tables and torchmetrics, result files."""
+"""Answers from logits against brute force, scores against hand-computed tables and torchmetrics."""
 
 import json
-import shutil
-import subprocess
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset, Features, List, Value
 
-from data_qa import FEATURES, featurize, load_splits
+from data_qa import FEATURES, load_splits
+from features_qa import featurize
 from utils_qa import (
     AnswerExtractor,
     Answers,
     AnswerSettings,
     SquadMetric,
-    environment,
     extract_answers,
-    git_state,
     score_answers,
     write_answers,
-    write_json,
 )
 
 
@@ -231,6 +225,20 @@ def test_features_of_other_examples_and_short_logits_are_refused(questions):
         extract_answers(examples, features, (short, short))
 
 
+def test_answer_files_hold_what_was_found(one_question, tmp_path):
+    logits = np.arange(8.0).reshape(2, 4)
+    answers = extract_answers(*one_question, (logits, logits), AnswerSettings(version_2_with_negative=True))
+    write_answers(answers, tmp_path / "new", "eval")
+    read = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "new").iterdir()}
+    assert read == {
+        "eval_predictions.json": answers.texts,
+        "eval_nbest_predictions.json": answers.nbest,
+        "eval_null_odds.json": answers.null_odds,
+    }
+    write_answers(extract_answers(*one_question, (logits, logits)), tmp_path, "predict")
+    assert not (tmp_path / "predict_null_odds.json").exists()
+
+
 # ---- scores --------------------------------------------------------------------------------------------------------
 
 # prediction, gold answers, exact match, F1 (version 1.1), by hand from the definition
@@ -367,57 +375,3 @@ def test_questions_without_gold_answer_are_reported_in_version_1(one_question, c
     scores = score_answers(Answers({"q": "blue"}), one_question[0], version_2=False)
     assert scores == {"exact_match": 0, "f1": 0}
     assert "1 questions have no gold answer" in caplog.text
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def test_answer_files_hold_what_was_found(one_question, tmp_path):
-    logits = np.arange(8.0).reshape(2, 4)
-    answers = extract_answers(*one_question, (logits, logits), AnswerSettings(version_2_with_negative=True))
-    write_answers(answers, tmp_path / "new", "eval")
-    read = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "new").iterdir()}
-    assert read == {
-        "eval_predictions.json": answers.texts,
-        "eval_nbest_predictions.json": answers.nbest,
-        "eval_null_odds.json": answers.null_odds,
-    }
-    write_answers(extract_answers(*one_question, (logits, logits)), tmp_path, "predict")
-    assert not (tmp_path / "predict_null_odds.json").exists()
-
-
-def test_write_json_is_utf8_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"name": "Brückstadt", "array": np.arange(2), "tensor": torch.tensor(1.5), "path": Path("b")})
-    assert json.loads(path.read_bytes()) == {"name": "Brückstadt", "array": [0, 1], "tensor": 1.5, "path": "b"}
-    assert "Brückstadt".encode() in path.read_bytes()
-    before = path.read_bytes()
-    with pytest.raises((AttributeError, TypeError)):
-        write_json(path, {"first": 1, "second": object()})
-    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_environment_names_versions_processor_and_threads():
-    found = environment()
-    assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads()
-    assert found["instruction_set"] in ("amx", "avx512_vnni", "avx512", "avx2", "other") and found["cpu"]
-    assert {"python", "transformers", "datasets", "accelerate", "git_commit", "git_dirty", "cores", "gpu"} <= set(
-        found
-    )
-    assert json.loads(json.dumps(found)) == found
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_git_state_is_the_commit_with_a_mark_for_changes_and_none_outside_git(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_state(tmp_path) == {"git_commit": None, "git_dirty": None}
-    (tmp_path / "a.txt").write_text("one")
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.hooksPath=/dev/null"]
-    for arguments in (["init", "-q"], ["add", "a.txt"], ["commit", "-q", "-m", "one"]):
-        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
-    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=tmp_path, text=True).strip()
-    assert git_state(tmp_path) == {"git_commit": commit, "git_dirty": False}
-    (tmp_path / "a.txt").write_text("two")
-    assert git_state(tmp_path) == {"git_commit": commit, "git_dirty": True}
-    monkeypatch.setenv("PATH", "")
-    assert git_state(tmp_path) == {"git_commit": None, "git_dirty": None}

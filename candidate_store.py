@@ -1,0 +1,184 @@
+"""Files of scored candidates: the store that a search appends to, and what earlier searches left in other forms."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from candidates import ORIGINS, Candidate, LengthConfig, SearchError, finite
+from length_drop import parse_length_config, validate_length_config
+
+logger = logging.getLogger(__name__)
+
+TSV_ORIGINS = {"0": "initial", "1": "mutation", "2": "crossover"}
+TSV_PARENTS = re.compile(r"(?:None|\(\([\d, ]+\)(?:, *\([\d, ]+\))*,?\))?", re.ASCII)
+
+
+class CandidateStore:
+    """A JSON-lines file of scored candidates: one line of `settings`, then one line a candidate, only ever appended.
+
+    `settings` says what the scores belong to (model, data, samples ...); `known` maps length configs to scores. A line
+    is on disk before `append` returns, so a kill loses at most the evaluation in flight. Raises SearchError if the
+    file holds something else, or scores of other settings. With `readonly` (the other processes of a distributed run)
+    the file is read and never touched.
+    """
+
+    def __init__(self, path: str | Path, settings: dict, readonly: bool = False):
+        self.path, self.readonly = Path(path), readonly
+        self.known: dict[LengthConfig, float] = {}
+        settings = json.loads(json.dumps(settings))  # as the file will give them back: tuples are lists there
+        header = json.dumps({"settings": settings}) + "\n"
+        text = _read_text(self.path) if self.path.exists() else ""
+        if text and not _is_store(text) and not header.startswith(text):  # a torn header is a prefix of the header
+            raise SearchError(f"{self.path}: is no store of search scores; move it away, or choose another folder.")
+        complete = text[: text.rfind("\n") + 1]
+        if complete:
+            self._check_settings(json.loads(complete.splitlines()[0])["settings"], settings)
+        self.known = {c.length_config: c.score for c in _read_json_lines(self.path, text)}
+        if len(complete) < len(text) and not readonly:
+            os.truncate(self.path, len(complete.encode()))
+        if not complete:
+            self._write(header)
+
+    def _check_settings(self, stored: dict, settings: dict) -> None:
+        names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
+        if names:
+            changes = ", ".join(f"{name} {stored.get(name)!r}, now {settings.get(name)!r}" for name in names)
+            raise SearchError(
+                f"{self.path}: its scores were made with {changes}; repeat the search with the stored settings, or "
+                "start a new one in another folder (or after deleting this file)."
+            )
+
+    def append(self, candidate: Candidate) -> None:
+        if not self.readonly:
+            self._write(json.dumps(candidate.record()) + "\n")
+        self.known[candidate.length_config] = candidate.score
+
+    def _write(self, line: str) -> None:
+        if self.readonly:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def load_store(path: str | Path, num_layers: int, max_length: int) -> list[Candidate]:
+    """Read the candidates of a CandidateStore, of search_results.json, or of the ancestors' header-less TSV file.
+
+    TSV columns: length config, MACs, score and optionally method (0, 1, 2) and parents; nothing is evaluated. Raises
+    SearchError naming file and line for whatever is no valid candidate of `num_layers` and `max_length`.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    read = _read_json_lines if _is_store(text) else _read_results if text.lstrip()[:1] in ("{", "[") else _read_tsv
+    candidates: dict[LengthConfig, Candidate] = {}
+    for candidate in read(path, text, num_layers, max_length):
+        first = candidates.setdefault(candidate.length_config, candidate)
+        if first.score != candidate.score:
+            scores = f"{first.score} and {candidate.score}"
+            raise SearchError(f"{path}: {candidate.length_config} has two scores, {scores}; delete one of them.")
+    if not candidates:
+        logger.warning("%s: holds no candidates.", path)
+    return list(candidates.values())
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SearchError(f"{path}: cannot be read as a file of search scores ({error}); check the path.") from error
+
+
+def _is_store(text: str) -> bool:
+    """Whether the first line is complete and a store's header."""
+    line, newline, _ = text.partition("\n")
+    try:
+        header = json.loads(line) if newline else None
+    except ValueError:
+        return False
+    return isinstance(header, dict) and isinstance(header.get("settings"), dict) and "candidates" not in header
+
+
+def _read_json_lines(
+    path: Path, text: str, num_layers: int | None = None, max_length: int | None = None
+) -> Iterator[Candidate]:
+    *lines, torn = text.split("\n")
+    if torn:
+        logger.warning("%s: dropped its last line, which was cut off when the search was interrupted.", path)
+    for number, line in enumerate(lines[1:], start=2):
+        with _naming(f"{path}, line {number}"):
+            yield _parse_candidate(json.loads(line), num_layers, max_length)
+
+
+def _read_results(path: Path, text: str, num_layers: int, max_length: int) -> Iterator[Candidate]:
+    with _naming(str(path)):
+        results = json.loads(text)
+        records = results.get("candidates") if isinstance(results, dict) else None
+        if not isinstance(records, list):
+            raise SearchError('there is no list "candidates" in it')
+    for number, record in enumerate(records, start=1):
+        with _naming(f"{path}, candidate {number}"):
+            yield _parse_candidate(record, num_layers, max_length)
+
+
+def _read_tsv(path: Path, text: str, num_layers: int, max_length: int) -> Iterator[Candidate]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        with _naming(f"{path}, line {number}"):
+            yield _parse_candidate(_tsv_record(line.split("\t")), num_layers, max_length)
+
+
+def _tsv_record(columns: list[str]) -> dict:
+    if not 3 <= len(columns) <= 5:
+        raise ValueError(
+            f"{len(columns)} columns where length config, MACs, score, method, parents are expected (tabs)"
+        )
+    lengths, macs, score, method, parents = (*columns, "", "")[:5]
+    if method not in ("", *TSV_ORIGINS) or not TSV_PARENTS.fullmatch(parents):
+        raise ValueError(f"method {method!r} and parents {parents!r} are not those of a search")
+    origin, parents = TSV_ORIGINS.get(method, "loaded"), re.findall(r"\([\d, ]+\)", parents)
+    return {"length_config": lengths, "macs": macs, "score": score, "origin": origin, "parents": parents}
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Turn a ValueError into a SearchError that says where, and what to do."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+        raise SearchError(f"{where}: {reason}. Correct or delete it, or load another file.") from error
+
+
+def _parse_candidate(record: dict, num_layers: int | None, max_length: int | None) -> Candidate:
+    """Build a candidate from a JSON record or from TSV columns; raises ValueError saying what is wrong with it."""
+    if not isinstance(record, dict) or "length_config" not in record:
+        raise ValueError(f"{str(record)[:80]!r} has no length_config")
+    score = record["score"] if "score" in record else record.get("f1")
+    origin = record.get("origin", "loaded")
+    if origin not in ORIGINS:
+        raise ValueError(f"origin {origin!r} is none of {', '.join(ORIGINS)}")
+    parents = record.get("parents", [])
+    if not isinstance(parents, list):
+        raise SearchError(f"parents {parents!r} are no list of length configs")
+    return Candidate(
+        _parse_lengths(record["length_config"], num_layers, max_length),
+        finite(record.get("macs"), "macs"),
+        finite(score, "score"),
+        origin,
+        tuple(_parse_lengths(parent, num_layers, max_length) for parent in parents),
+    )
+
+
+def _parse_lengths(lengths: str | list, num_layers: int | None, max_length: int | None) -> LengthConfig:
+    if isinstance(lengths, str):
+        return parse_length_config(lengths, num_layers, max_length)
+    if not isinstance(lengths, list):
+        raise SearchError(f"length config {lengths!r} is no list of integers")
+    return validate_length_config(lengths, len(lengths) if num_layers is None else num_layers, max_length)

@@ -1,0 +1,124 @@
+"""Candidates of a search: length configs with a cost and a score, their Pareto frontier, and the choice from it.
+
+Cost is any number to minimise (multiply-accumulates, a latency), score any number to maximise (F1, 0-100).
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LengthConfig = tuple[int, ...]
+ORIGINS = ("full", "initial", "mutation", "crossover", "loaded")
+
+
+class SearchError(ValueError):
+    """Settings, a store or a target that the search cannot work with."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A length config with its cost, its score, and where it came from (`origin`, one of ORIGINS)."""
+
+    length_config: LengthConfig
+    cost: float
+    score: float
+    origin: str
+    parents: tuple[LengthConfig, ...] = ()
+
+    def record(self) -> dict:
+        """This candidate as JSON; what `candidate_store.load_store` reads."""
+        return {
+            "length_config": list(self.length_config),
+            "macs": _plain(self.cost),
+            "score": self.score,
+            "origin": self.origin,
+            "parents": [list(parent) for parent in self.parents],
+        }
+
+
+def _plain(cost: float) -> float:
+    """Whole costs (MACs) are written as integers."""
+    return int(cost) if float(cost).is_integer() else cost
+
+
+def finite(value: object, name: str) -> float:
+    """`value` as a number; SearchError with its `name` if it is none, or infinite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise SearchError(f"the {name} must be a finite number, not {value!r}.")
+    return number
+
+
+def pareto_frontier(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates that no other one beats (cost at most, score at least, one of them better), by rising cost.
+
+    Of those with the same cost and score the one with the smallest length config stays.
+    """
+    frontier: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (c.cost, -c.score, c.length_config)):
+        if not frontier or candidate.score > frontier[-1].score:
+            frontier.append(candidate)
+    return frontier
+
+
+def hypervolume(candidates: Iterable[Candidate], reference_cost: float, reference_score: float = 0.0) -> float:
+    """The area that the frontier dominates, bounded by a reference point that is dearer and worse, in cost x score.
+
+    With the frontier sorted by cost and c_{n+1} = reference_cost: sum_i (c_{i+1} - c_i) (s_i - reference_score), over
+    the candidates that cost less and score more than the reference.
+    """
+    inside = [c for c in candidates if c.cost < reference_cost and c.score > reference_score]
+    frontier = pareto_frontier(inside)
+    ends = [candidate.cost for candidate in frontier[1:]] + [reference_cost]
+    return sum((end - c.cost) * (c.score - reference_score) for c, end in zip(frontier, ends))
+
+
+def choose(
+    frontier: Sequence[Candidate],
+    full: Candidate,
+    *,
+    max_score_drop: float | None = None,
+    target_cost: float | None = None,
+    target_cost_ratio: float | None = None,
+) -> Candidate:
+    """The cheapest candidate within `max_score_drop` of `full`, or the best one of at most the target cost.
+
+    Takes exactly one criterion; `target_cost_ratio` is relative to `full.cost`. Raises SearchError if none fits.
+    """
+    if [max_score_drop, target_cost, target_cost_ratio].count(None) != 2:
+        raise SearchError("choose by exactly one of: largest score drop, target cost, target cost ratio.")
+    if not frontier:
+        raise SearchError("there is no candidate to choose from: run the search first.")
+    cheapest_first = sorted(frontier, key=lambda c: (c.cost, -c.score, c.length_config))
+    best_first = sorted(frontier, key=lambda c: (-c.score, c.cost, c.length_config))
+    if max_score_drop is not None:
+        fitting = [
+            c for c in cheapest_first if full.score - c.score <= max_score_drop + 1e-9
+        ]  # in floats 87.4 - 86.7 > 0.7
+        nearest, wanted = best_first[0], f"scores within {max_score_drop:g} of the full model's {full.score:.2f}"
+    else:
+        target = target_cost_ratio * full.cost if target_cost is None else target_cost
+        fitting = [c for c in best_first if c.cost <= target]
+        nearest, wanted = cheapest_first[0], f"costs at most {target:.4g} ({target / full.cost:.3f} of the full model)"
+    if not fitting:
+        raise SearchError(
+            f"no length config found {wanted}; the nearest is {nearest.length_config}: score {nearest.score:.2f}, "
+            f"cost {nearest.cost:.4g} ({nearest.cost / full.cost:.3f} of full). Relax the target, or search further."
+        )
+    return fitting[0]
+
+
+def write_frontier_csv(path: str | Path, frontier: Sequence[Candidate], full: Candidate) -> None:
+    """Write a row a candidate: length_config (JSON list), macs, macs_ratio (of `full`), f1, f1_drop (points)."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["length_config", "macs", "macs_ratio", "f1", "f1_drop"])
+        for c in frontier:
+            ratio, drop = round(c.cost / full.cost, 6), round(full.score - c.score, 4)
+            writer.writerow([json.dumps(c.length_config), _plain(c.cost), ratio, round(c.score, 4), drop])

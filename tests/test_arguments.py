@@ -1,0 +1,330 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import run_qa
+from arguments import DataArguments, LengthAdaptiveArguments, ModelArguments, RunArguments, SearchArguments
+from checks import NEEDS, TRAINING_ONLY, UNUSED, parse_rates
+from command_line import RENAMED, build_parser, parse_args
+
+ROOT = Path(__file__).parents[1]
+OURS = (ModelArguments, DataArguments, LengthAdaptiveArguments, SearchArguments)
+OF_RUN = ("output_dir", "overwrite_output_dir", "accuracy_only", "benchmark", "logging_steps", "disable_tqdm")
+BASE = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "out"]
+PUBLISHED = {
+    "fine-tune": "--model_name_or_path nreimers/MiniLMv2-L6-H384-distilled-from-RoBERTa-Large --dataset_name squad "
+    "--do_train --do_eval --learning_rate 3e-5 --num_train_epochs 2 --max_seq_length 384 --doc_stride 128 "
+    "--per_device_train_batch_size 8 --output_dir output/finetuning",
+    "LengthDrop": "--model_name_or_path output/finetuning --dataset_name squad --do_train --do_eval --learning_rate "
+    "3e-5 --num_train_epochs 5 --max_seq_length 384 --doc_stride 128 --per_device_train_batch_size 8 "
+    "--length_adaptive --num_sandwich 2 --length_drop_ratio_bound 0.2 --layer_dropout_prob 0.2 --output_dir "
+    "output/dynamic",
+    "search": "--model_name_or_path output/dynamic --dataset_name squad --max_seq_length 384 --doc_stride 128 "
+    "--do_eval --per_device_eval_batch_size 32 --do_search --output_dir output/search",
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(capsys, flags: list[str], main=parse_args) -> str:
+    """The one line with which the command line is refused; nothing may have been written."""
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as exit:
+        main(flags)
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2
+    assert out == "" and err.endswith("\n") and err.count("\n") == 1 and err.startswith("run_qa.py: error: ")
+    assert sorted(Path().rglob("*")) == before
+    return err
+
+
+# ---- what parses ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", PUBLISHED)
+def test_published_commands_parse_without_a_warning(stage, capsys):
+    args = parse_args(PUBLISHED[stage].split())
+    assert args.data.max_seq_length == 384 and args.data.doc_stride == 128
+    assert args.run.do_train == (stage != "search") and args.run.do_eval
+    assert args.search.do_search == (stage == "search")
+    assert args.length_adaptive.length_adaptive == (stage == "LengthDrop")
+    assert capsys.readouterr().err == ""
+
+
+def test_defaults_are_those_of_the_ancestors():
+    args = parse_args(PUBLISHED["search"].split())
+    search, adaptive = args.search, args.length_adaptive
+    assert (search.evo_iter, search.population_size, search.mutation_size) == (30, 20, 30)
+    assert (search.mutation_prob, search.crossover_size) == (0.5, 30)
+    assert (adaptive.num_sandwich, adaptive.length_drop_ratio_bound) == (2, 0.2)
+    assert search.search_floor_ratio > 0.2
+
+
+def test_a_json_file_may_hold_numbers_booleans_null_and_lists():
+    settings = {
+        "model_name_or_path": "m",
+        "dataset_name": "d",
+        "output_dir": "out",
+        "do_eval": True,
+        "do_train": False,
+        "learning_rate": 3e-5,
+        "max_eval_samples": None,
+        "length_config": [9, 8, 7],
+        "report_to": ["none"],
+    }
+    Path("settings.json").write_text(json.dumps(settings))
+    args = parse_args(["settings.json"])
+    assert args.run.do_eval and not args.run.do_train
+    assert args.run.learning_rate == 3e-5 and args.data.max_eval_samples is None
+    assert json.loads(args.length_adaptive.length_config) == [9, 8, 7]
+    assert args.run.report_to == []  # as TrainingArguments reads "none"
+
+
+def test_a_list_of_rates_in_a_json_file_is_one_value():
+    Path("settings.json").write_text(json.dumps({"measure_rate": [0.1, 0.2], "do_eval": True}))
+    args = parse_args(["settings.json", *BASE])
+    assert parse_rates(args.length_adaptive.measure_rate) == [0.1, 0.2]
+
+
+def test_flags_override_the_json_file():
+    Path("settings.json").write_text(json.dumps({"do_eval": True, "seed": 1, "doc_stride": 32}))
+    args = parse_args(["settings.json", *BASE, "--doc_stride", "64", "--max_seq_length=256"])
+    assert (args.data.doc_stride, args.data.max_seq_length, args.run.do_eval) == (64, 256, True)
+
+
+@pytest.mark.parametrize("text", ["[0.1, 0.25]", "(0.1, 0.25)", "0.1,0.25", " [0.1,0.25,] "])
+def test_rates_may_be_a_list_a_tuple_or_bare(text):
+    assert parse_rates(text) == [0.1, 0.25]
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+REFUSED = [
+    ("", ["--do_train", "--do_eval", "--do_search", "--do_predict"]),
+    ("--length_adaptive --do_eval", ["--length_adaptive", "--do_train"]),
+    ("--do_train --layer_dropout_prob 0.1 --layer_dropout_bound 1", ["--layer_dropout_prob", "--layer_dropout_bound"]),
+    ("--do_predict --measure_rate 0.1", ["--measure_rate", "--do_eval"]),
+    ("--do_train --accuracy_only", ["--accuracy_only", "--do_eval"]),
+    ("--do_predict --benchmark", ["--benchmark", "--do_eval"]),
+    ("--do_eval --accuracy_only --benchmark", ["--accuracy_only", "--benchmark"]),
+    ("--do_eval --measure_rate 0.1 --benchmark", ["--measure_rate", "--benchmark"]),
+    ("--do_eval --measure_rate 1.5", ["--measure_rate", "1.5"]),
+    ("--do_eval --measure_rate abc", ["--measure_rate", "abc"]),
+    ("--do_eval --measure_rate 0.1 --length_config (9,8)", ["--length_config", "--measure_rate"]),
+    ("--do_eval --length_config (8,9)", ["--length_config", "(8, 9)"]),
+    ("--do_eval --length_config (999,9)", ["--length_config", "384"]),
+    ("--do_eval --length_config many", ["--length_config", "many"]),
+    ("--do_eval --length_config (9,8) --length_config_from s", ["--length_config", "--length_config_from"]),
+    ("--do_eval --length_config_from s", ["--length_config_from", "--max_f1_drop", "--target_macs_ratio"]),
+    ("--do_eval --length_config_from s --max_f1_drop 1 --target_macs 9", ["--max_f1_drop", "--target_macs"]),
+    ("--do_eval --max_f1_drop 1", ["--max_f1_drop", "--length_config_from", "--do_search"]),
+    ("--do_search --search_min_macs 9 --search_max_macs 5", ["--search_min_macs", "--search_max_macs"]),
+    ("--do_search --search_floor_ratio 0", ["--search_floor_ratio"]),
+    ("--do_search --mutation_prob 0", ["--mutation_prob"]),
+    ("--do_search --population_size -1", ["--population_size", "-1"]),
+    ("--do_eval --max_eval_samples 0", ["--max_eval_samples", "at least 1"]),
+    ("--do_eval --per_device_eval_batch_size 0", ["--per_device_eval_batch_size"]),
+    ("--do_eval --doc_stride 400", ["--doc_stride", "--max_seq_length"]),
+    ("--do_eval --max_seq_length many", ["--max_seq_length", "many"]),
+    ("--do_train --length_adaptive --length_drop_ratio_bound 1", ["--length_drop_ratio_bound"]),
+    ("--do_train --length_adaptive --kl_temperature 0", ["--kl_temperature"]),
+    ("--do_train --length_adaptive --kl_direction backwards", ["--kl_direction", "backwards"]),
+    ("--do_eval --target_macs_ratio 1.5 --length_config_from s", ["--target_macs_ratio", "1.5"]),
+    ("--do_eval --no_remove_unused_columns", ["--no_remove_unused_columns"]),
+    ("--do_eval --no_eval_do_concat_batches", ["--no_eval_do_concat_batches"]),
+    ("--do_eval --dataloader_drop_last", ["--dataloader_drop_last"]),
+    ("--do_train --report_to nowhere", ["--report_to", "nowhere"]),
+    ("--do_train --lr_scheduler_type wavy", ["wavy"]),
+    ("--do_tr --do_eval", ["--do_tr", "did you mean --do_train"]),
+    ("--do_eval --max_seq_len 64", ["--max_seq_len;", "did you mean --max_seq_length"]),
+    ("--do_eval --measure_rate 0.1 0.2", ["'0.2'", "quote"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "named"), REFUSED, ids=[flags or "no stage" for flags, _ in REFUSED])
+def test_senseless_values_and_combinations_are_refused_in_one_line(flags, named, capsys):
+    message = refusal(capsys, [*BASE, *flags.split()])
+    assert all(name in message for name in named), message
+
+
+@pytest.mark.parametrize(("stage", "split"), [("train", "train"), ("eval", "validation"), ("predict", "test")])
+def test_a_stage_without_data_is_refused(stage, split, capsys):
+    message = refusal(capsys, ["--model_name_or_path", "m", "--output_dir", "out", f"--do_{stage}"])
+    assert f"--do_{stage}" in message and f"--{split}_file" in message and "--dataset_name" in message
+
+
+@pytest.mark.parametrize("missing", ["model_name_or_path", "output_dir"])
+def test_the_required_flags_are_required(missing, capsys):
+    given = {"model_name_or_path": "m", "output_dir": "out", "dataset_name": "d"}
+    flags = [token for name, value in given.items() if name != missing for token in (f"--{name}", value)]
+    assert f"--{missing}" in refusal(capsys, [*flags, "--do_eval"])
+
+
+def test_the_folder_of_the_model_is_no_output_folder(capsys):
+    Path("model").mkdir()
+    flags = ["--model_name_or_path", "model", "--dataset_name", "d", "--do_eval", "--output_dir", "model/../model/"]
+    assert "--output_dir" in refusal(capsys, flags)
+
+
+def test_a_file_is_no_output_folder(capsys):
+    Path("out").write_text("")
+    assert "--output_dir out is a file" in refusal(capsys, [*BASE, "--do_eval"])
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_flag_of_older_scripts_is_explained(name, capsys):
+    message = refusal(capsys, [*BASE, "--do_eval", f"--{name}", "1"])
+    assert f"--{name} no longer exists" in message and RENAMED[name] in message
+
+
+def test_hints_name_flags_that_exist():
+    known = build_parser()._option_string_actions
+    hints = " ".join(RENAMED.values())
+    assert all(flag in known for flag in re.findall(r"--\w+", hints))
+    assert not any(f"--{name}" in known for name in RENAMED)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{"do_evil": true}', ["--do_evil", "did you mean --do_eval"]),
+        ('{"evaluation_strategy": "epoch"}', ["--eval_strategy"]),
+        ('{"do_eval": ', ["JSON"]),
+        ('["do_eval"]', ["object"]),
+        (None, ["cannot be read"]),
+    ],
+)
+def test_a_bad_json_file_is_named_with_what_is_wrong(text, named, capsys):
+    if text is not None:
+        Path("settings.json").write_text(text)
+    message = refusal(capsys, ["settings.json", *BASE])
+    assert all(name in message for name in ["settings.json", *named]), message
+
+
+def test_main_refuses_before_it_loads_or_writes_anything(capsys, monkeypatch):
+    monkeypatch.setattr(run_qa, "run", lambda args: pytest.fail("something was run"))
+    refusal(capsys, [*BASE, "--do_eval", "--max_eval_samples", "0"], main=run_qa.main)
+
+
+# ---- flags without effect ------------------------------------------------------------------------------------------
+
+EXAMPLE_VALUES = {  # where neither 1 nor the flag alone would do
+    "dataset_config_name": "plain",
+    "eval_strategy": "no",
+    "kl_direction": "full_sub",
+    "attention_dropout": "0",
+    "layer_dropout_prob": "0.1",
+    "length_config": "(9,8)",
+    "length_config_from": "s",
+    "length_drop_ratio_bound": "0.1",
+    "logging_strategy": "no",
+    "lr_scheduler_kwargs": "{}",
+    "lr_scheduler_type": "linear",
+    "activation_checkpointing_kwargs": "{}",
+    "gradient_checkpointing_kwargs": "{}",
+    "optim": "adamw_torch",
+    "save_strategy": "no",
+    "search_floor_ratio": "0.3",
+    "train_sampling_strategy": "random",
+}
+ELSEWHERE = {  # what such a flag needs to be accepted at all
+    "length_config_from": ["--max_f1_drop", "1", "--do_search"],
+    "load_best_model_at_end": ["--save_strategy", "no"],
+}
+REQUIRED_WITH = {  # what such a flag needs to be accepted at all
+    "length_config_from": ["--max_f1_drop", "1"],
+    "load_best_model_at_end": ["--save_strategy", "no"],
+}
+
+
+def idle_flags() -> list[tuple[str, str]]:
+    """Every flag of the table with a stage in which it does nothing."""
+    pairs = []
+    for needed, names in NEEDS.items():
+        if needed == ("length_config_from", "do_search"):
+            continue  # an error, not a warning
+        stages = ("do_search", "do_train", "do_predict", "do_eval")
+        stage = "do_train" if needed == ("length_adaptive",) else next(s for s in stages if s not in needed)
+        if needed == ("dataset_name",):
+            stage = None
+        pairs += [(name, stage) for name in names.split() if name != "length_adaptive" and stage]  # an error as well
+    return pairs
+
+
+@pytest.mark.parametrize(("name", "stage"), idle_flags())
+def test_a_flag_without_effect_in_the_chosen_stages_is_warned_about(name, stage, capsys):
+    action = build_parser()._option_string_actions[f"--{name}"]
+    value = [] if action.nargs == "?" else [EXAMPLE_VALUES.get(name, "1")]
+    parse_args([*BASE, f"--{stage}", f"--{name}", *value, *REQUIRED_WITH.get(name, [])])
+    warned = capsys.readouterr().err
+    assert re.search(rf"warning: .*--{name}\b.*has no effect without", warned), warned
+
+
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "use_cache", "label_names"])
+def test_a_flag_that_means_nothing_here_is_warned_about(name, capsys):
+    action = build_parser()._option_string_actions[f"--{name}"]
+    parse_args([*BASE, "--do_train", f"--{name}", *([] if action.nargs == "?" else ["1"])])
+    assert f"--{name} has no effect in question answering" in capsys.readouterr().err
+
+
+def test_every_flag_in_the_tables_exists():
+    named = " ".join([TRAINING_ONLY, UNUSED, *NEEDS.values()]).split() + [name for names in NEEDS for name in names]
+    known = build_parser()._option_string_actions
+    assert not [name for name in named if f"--{name}" not in known]
+
+
+# ---- help ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def help_text() -> str:
+    return build_parser().format_help()
+
+
+def test_help_exits_0(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse_args(["--help"])
+    assert exit.value.code == 0 and "--model_name_or_path" in capsys.readouterr().out
+
+
+def test_help_is_grouped_and_ends_with_an_example_of_each_stage(help_text):
+    groups = ["model:", "data:", "length-adaptive:", "search:", "training and evaluation"]
+    places = [help_text.index(f"\n{group}") for group in groups]
+    assert places == sorted(places)
+    examples = help_text[help_text.index("one example a stage") :]
+    assert all(f"\n  {stage}" in examples for stage in ("fine-tune", "LengthDrop", "search", "evaluate", "predict"))
+
+
+def test_the_examples_in_the_help_parse_without_a_warning(help_text, capsys):
+    text = help_text[help_text.index("one example a stage") :].replace("\\\n", " ")
+    commands = re.findall(r"python run_qa.py (--model.*)", text)
+    assert len(commands) == 5
+    for command in commands:
+        parse_args([token.strip('"') for token in re.findall(r'"[^"]*"|\S+', command)])
+    assert capsys.readouterr().err == ""
+
+
+def test_every_flag_of_ours_has_help_and_shows_its_default(help_text):
+    fields = [field for group in OURS for field in dataclasses.fields(group)]
+    fields += [field for field in dataclasses.fields(RunArguments) if field.name in OF_RUN]
+    flat = " ".join(help_text.split())
+    for field in fields:
+        text = " ".join(field.metadata["help"].split())
+        shown = "" if field.default in (dataclasses.MISSING, None) else f" (default: {field.default})"
+        assert len(text) > 8 and text + shown in flat, field.name
+
+
+def test_every_flag_of_ours_is_used_outside_the_command_line():
+    modules = [p for p in ROOT.glob("*.py") if p.name not in ("arguments.py", "checks.py", "command_line.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in modules)
+    names = [field.name for group in OURS for field in dataclasses.fields(group)]
+    names += ["overwrite_output_dir", "accuracy_only", "benchmark", "disable_tqdm"]
+    # "train_file" and its like are read as f"{split}_file"
+    read = {f"{split}_file" for split in ("train", "validation", "test")} if '_file"' in code else set()
+    assert not [name for name in names if not re.search(rf"\.{name}\b", code) and name not in read]
