@@ -40,9 +40,7 @@ def parse_length_config(text: str, num_layers: int | None, max_length: int) -> t
     return validate_length_config([int(item) for item in items], num_layers, max_length)
 
 
-def validate_length_config(
-    lengths: Sequence[int], num_layers: int | None, max_length: int | None
-) -> tuple[int, ...]:
+def validate_length_config(lengths: Sequence[int], num_layers: int | None, max_length: int | None) -> tuple[int, ...]:
     """Return `lengths` as a tuple if it holds `num_layers` non-increasing integers within 1 ... `max_length`."""
     lengths = tuple(lengths)
     if num_layers is not None and len(lengths) != num_layers:
@@ -231,7 +229,14 @@ class LengthAdaptiveEncoder:
     """
 
     def forward(
-        self, hidden_states, attention_mask=None, *args, length_config=None, layer_config=None, position_ids=None, **kwargs
+        self,
+        hidden_states,
+        attention_mask=None,
+        *args,
+        length_config=None,
+        layer_config=None,
+        position_ids=None,
+        **kwargs,
     ):
         if length_config is None:
             length_config = getattr(self.config, "length_config", None)

@@ -59,7 +59,8 @@ class QuestionAnsweringTrainer(Trainer):
             dataloader = _BatchesWithLengthConfig(dataloader, length_config)
         ignore_keys = ["loss", "hidden_states", "attentions"]
         loop = self.evaluation_loop(dataloader, description, prediction_loss_only=False, ignore_keys=ignore_keys)
-        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, loop.metrics)  # closes the bar
+        # Closes the progress bar.
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, loop.metrics)
         return loop.predictions
 
     def answer(self, questions, length_config: LengthConfig | None = None, metric_key_prefix: str = "test"):

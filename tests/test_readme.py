@@ -14,7 +14,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 def commands(text):
     """The flags of each `python run_qa.py ...` line, continued lines joined."""
     joined = re.sub(r"\\\n\s*", "", text)
-    found = re.findall(r"^(?:.*\s)?python run_qa\.py (--(?!help).*)$", joined, flags=re.MULTILINE)
+    found = re.findall(r"^(?:.*[ ])?python run_qa\.py (--(?!help).*)$", joined, flags=re.MULTILINE)
     return [shlex.split(command) for command in found]
 
 

@@ -16,7 +16,25 @@ import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATOR = ROOT / "scripts" / "make_sample_data.py"
-QUESTION_WORDS = "Who What When Where Which How Why In On From For Whose Whom To Of As Since".split()
+QUESTION_WORDS = [
+    "Who",
+    "What",
+    "When",
+    "Where",
+    "Which",
+    "How",
+    "Why",
+    "In",
+    "On",
+    "From",
+    "For",
+    "Whose",
+    "Whom",
+    "To",
+    "Of",
+    "As",
+    "Since",
+]
 
 
 def generate(folder: Path, *flags: str) -> dict[str, bytes]:
