@@ -117,6 +117,10 @@ def check_training(args: Arguments) -> None:
         adaptive.layer_dropout_prob is None or adaptive.layer_dropout_bound is None,
         "--layer_dropout_prob and --layer_dropout_bound are two ways of LayerDrop: give one.",
     )
+    require(
+        not (run.resume_from_checkpoint and run.overwrite_output_dir),
+        "--resume_from_checkpoint and --overwrite_output_dir exclude each other: continue, or start anew.",
+    )
     require(run.eval_do_concat_batches, "--no_eval_do_concat_batches cannot be used: answers need all logits.")
     require(run.remove_unused_columns, "--no_remove_unused_columns cannot be used: the model takes no question ids.")
     require(

@@ -5,6 +5,7 @@ significant tokens go on to its feed-forward block and to the next layer (Kim & 
 ACL 2021, https://aclanthology.org/2021.acl-long.508).  Nothing here remembers a call: a config is an argument.
 """
 
+import itertools
 import math
 import random
 import re
@@ -47,7 +48,7 @@ def validate_length_config(lengths: Sequence[int], num_layers: int | None, max_l
         raise LengthConfigError(f"length config {lengths} has {len(lengths)} entries, the model {num_layers} layers.")
     if not all(isinstance(length, int) and not isinstance(length, bool) and length >= 1 for length in lengths):
         raise LengthConfigError(f"length config {lengths} must hold integers of at least 1.")
-    if any(later > earlier for earlier, later in zip(lengths, lengths[1:])):
+    if any(later > earlier for earlier, later in itertools.pairwise(lengths)):
         raise LengthConfigError(f"length config {lengths} must not increase from layer to layer.")
     if max_length is not None and lengths[0] > max_length:
         raise LengthConfigError(f"length config {lengths} exceeds the sequence length of {max_length} tokens.")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
-from arguments import Arguments
+from arguments import Arguments, DataArguments
 from data_qa import load_splits
 from features_qa import featurize, make_collator
 from modeling_la_bert import LABertForQuestionAnswering
@@ -150,10 +150,6 @@ def load_data(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Data
     files = {split: getattr(data, f"{split}_file") for split in wanted if wanted[split]}
     if data.dataset_name and all(files.values()):
         logger.warning("--dataset_name %s is not used: every stage has a file of its own", data.dataset_name)
-    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
-    settings = AnswerSettings(
-        data.n_best_size, data.max_answer_length, data.version_2_with_negative, data.null_score_diff_threshold
-    )
     with run.main_process_first(desc="preprocessing"):
         splits = load_splits(
             dataset_name=None if all(files.values()) else data.dataset_name,
@@ -163,25 +159,31 @@ def load_data(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Data
             token=args.model.token,
             overwrite_cache=data.overwrite_cache,
         )
-        train_features, question_sets = None, {}
         for split in files:
             if split not in splits:
                 raise RunError(f"--dataset_name {data.dataset_name} has no {split} split: give --{split}_file.")
-            examples = splits[split].select(range(min(limits[split] or sys.maxsize, len(splits[split]))))
-            features = featurize(
-                examples,
-                tokenizer,
-                max_seq_length=data.max_seq_length,
-                doc_stride=data.doc_stride,
-                training=split == "train",
-                num_proc=data.preprocessing_num_workers,
-                overwrite_cache=data.overwrite_cache,
-            )
-            if split == "train":
-                train_features = features
-            else:
-                question_sets[split] = QuestionSet(examples, features, settings)
-    return train_features, question_sets
+        sets = {split: question_set(data, split, splits[split], tokenizer) for split in files}
+    train = sets.pop("train", None)
+    return train and train.features, sets
+
+
+def question_set(
+    data: DataArguments, split: str, examples: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> QuestionSet:
+    """The first questions of a split, as many as --max_..._samples allows, with their features."""
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
+    examples = examples.select(range(min(limits[split] or sys.maxsize, len(examples))))
+    features = featurize(
+        examples,
+        tokenizer,
+        max_seq_length=data.max_seq_length,
+        doc_stride=data.doc_stride,
+        training=split == "train",
+        num_proc=data.preprocessing_num_workers,
+        overwrite_cache=data.overwrite_cache,
+    )
+    names = ("n_best_size", "max_answer_length", "version_2_with_negative", "null_score_diff_threshold")
+    return QuestionSet(examples, features, AnswerSettings(**{name: getattr(data, name) for name in names}))
 
 
 def make_trainer(
@@ -283,15 +285,21 @@ def check_search_folder(folder: Path) -> None:
 
 
 def prepare_output_dir(args: Arguments) -> str | None:
-    """Make the output folder ready; returns the checkpoint that --do_train continues from, if any."""
+    """Check the output folder, before anything is loaded; returns the checkpoint that --do_train continues from."""
     folder = Path(args.run.output_dir)
     with args.run.main_process_first(desc="output folder"):
         make_folder(folder)
-        if args.run.process_index == 0 and args.run.overwrite_output_dir and folder.is_dir():
-            clear_output_dir(folder)
-        checkpoint = checkpoint_to_resume(args) if args.run.do_train else None
         if args.search.do_search and not (args.run.do_train or args.run.overwrite_output_dir):
             check_search_folder(folder)
-        if args.run.process_index == 0 and args.run.do_train:
-            write_json(folder / "run_args.json", run_settings(args))
-    return checkpoint
+        return checkpoint_to_resume(args) if args.run.do_train else None
+
+
+def begin_output_dir(args: Arguments) -> None:
+    """Replace what --overwrite_output_dir replaces, once model and data are known to load; record the settings."""
+    folder = Path(args.run.output_dir)
+    with args.run.main_process_first(desc="output folder"):
+        if args.run.process_index == 0:
+            if args.run.overwrite_output_dir:
+                clear_output_dir(folder)
+            if args.run.do_train:
+                write_json(folder / "run_args.json", run_settings(args))

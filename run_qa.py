@@ -36,7 +36,15 @@ from length_drop import (
     parse_length_config,
     validate_length_config,
 )
-from loading import QuestionSet, RunError, load_data, load_model, make_trainer, prepare_output_dir
+from loading import (
+    QuestionSet,
+    RunError,
+    begin_output_dir,
+    load_data,
+    load_model,
+    make_trainer,
+    prepare_output_dir,
+)
 from model_card import write_model_card
 from plots import PlotError, plot_loss_curve
 from results_qa import environment, write_json
@@ -234,6 +242,7 @@ def run(args: Arguments) -> None:
     model, tokenizer = load_model(args)
     length_config = asked_length_config(args, model.config)  # a misfit is said before any work is done
     train_features, questions = load_data(args, tokenizer)
+    begin_output_dir(args)
     validation = questions.get("validation")
     trainer = make_trainer(args, model, tokenizer, train_features, validation)
     if args.run.do_train:
@@ -275,12 +284,11 @@ def interruption(args: Arguments) -> str:
     """What Ctrl-C leaves, and what the same command does next."""
     folder = Path(args.run.output_dir)
     checkpoint = get_last_checkpoint(str(folder)) if args.run.do_train and folder.is_dir() else None
+    command = "the same command" + (" without --overwrite_output_dir" if args.run.overwrite_output_dir else "")
     if args.search.do_search and (folder / "search_store.jsonl").is_file():
-        return f"the same command continues the search with the scores in {folder / 'search_store.jsonl'}."
-    if checkpoint and not args.run.overwrite_output_dir:
-        return f"the same command continues from {checkpoint}."
+        return f"{command} continues the search with the scores in {folder / 'search_store.jsonl'}."
     if checkpoint:
-        return f"the same command without --overwrite_output_dir continues from {checkpoint}."
+        return f"{command} continues from {checkpoint}."
     return "the same command starts again."
 
 

@@ -1,5 +1,6 @@
 """The length-adaptive models against the stock ones, a plain re-computation, and each other under other paddings."""
 
+import itertools
 import json
 
 import pytest
@@ -262,7 +263,7 @@ def test_count_macs_agrees_with_torchprofile(family, length_config):
     # padding without a vote where tokens are dropped, and (RoBERTa) counting positions. And one the convention has,
     # which today's models no longer do: the mask.
     scaling = sum(4 * length**2 for length in before[:-1])
-    votes = sum(length**2 for length, after in zip(before, before[1:]) if after < length)
+    votes = sum(length**2 for length, after in itertools.pairwise(before) if after < length)
     positions = 32 if model.config.model_type == "roberta" else 0
     assert traced == count_macs(model.config, length_config, sequence_length=32) + scaling + votes + positions - 32
 

@@ -421,6 +421,14 @@ def test_overwriting_starts_anew_and_keeps_the_files_of_others(train, tmp_path):
     assert not (tmp_path / "out/checkpoint-2").exists() and (tmp_path / "out/notes.txt").read_text() == "mine"
 
 
+def test_overwriting_loses_nothing_when_the_data_turns_out_unusable(train, tmp_path, capsys):
+    assert train("--max_steps", 1) == 0
+    before = digest(tmp_path / "out")
+    (tmp_path / "broken.json").write_text("{")
+    assert train("--max_steps", 1, "--overwrite_output_dir", "--train_file", tmp_path / "broken.json") == 1
+    assert "broken.json" in capsys.readouterr().err and digest(tmp_path / "out") == before
+
+
 def test_a_folder_of_other_files_and_one_without_checkpoints_are_refused(train, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
