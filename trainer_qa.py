@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
@@ -46,6 +46,10 @@ class QuestionAnsweringTrainer(Trainer):
     def __init__(self, *args, questions=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.questions = questions
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler | None:
+        # --train_sampling_strategy group_by_length would shuffle the evaluation windows too, and their answers with them.
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def predict_logits(
         self, features: Dataset, length_config: LengthConfig | None = None, description: str = "Prediction"

@@ -370,6 +370,15 @@ def train(encoder, squad_v1_file, tmp_path):
     return lambda *flags: run(*command, "--logging_steps", 1, *flags, "--output_dir", tmp_path / "out")
 
 
+def test_evaluation_after_training_in_groups_by_length_is_that_of_a_run_of_its_own(train, squad_v1_file, tmp_path):
+    """The Trainer's own sampler would shuffle the evaluation windows and give each question another's answer."""
+    evaluation = ("--validation_file", squad_v1_file, "--do_eval", "--per_device_eval_batch_size", 2)
+    assert train("--max_steps", 2, "--train_sampling_strategy", "group_by_length", *evaluation) == 0
+    succeed("--model_name_or_path", tmp_path / "out", *evaluation, "--output_dir", tmp_path / "again")
+    predictions = [read(tmp_path / name / "eval_predictions.json") for name in ("out", "again")]
+    assert predictions[0] == predictions[1]
+
+
 def test_an_interrupted_training_continues_to_the_same_weights(train, tmp_path, caplog):
     assert train("--num_train_epochs", 1) == 0
     whole = read(tmp_path / "out/trainer_state.json")
