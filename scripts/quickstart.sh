@@ -69,12 +69,12 @@ unless_done "$OUTPUT_DIR/finetuning/eval_results.json" run_qa --model_name_or_pa
 
 heading "5/7 LengthDrop"
 unless_done "$OUTPUT_DIR/dynamic/eval_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/finetuning" \
-  "${training[@]}" --max_train_samples 500 --length_adaptive --num_sandwich 2 --length_drop_ratio_bound 0.2 \
+  "${training[@]}" --max_train_samples 400 --length_adaptive --num_sandwich 2 --length_drop_ratio_bound 0.2 \
   --learning_rate 1e-4 --num_train_epochs 1 --output_dir "$OUTPUT_DIR/dynamic"
 
 heading "6/7 search"
 unless_done "$OUTPUT_DIR/search/search_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
-  "${validation[@]}" "${anew[@]}" --do_search --search_samples 100 --search_max_candidates 30 --population_size 8 \
+  "${validation[@]}" "${anew[@]}" --do_search --search_samples 80 --search_max_candidates 24 --population_size 8 \
   --mutation_size 6 --crossover_size 6 --output_dir "$OUTPUT_DIR/search"
 
 heading "7/7 evaluation"
