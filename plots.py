@@ -42,18 +42,23 @@ def plot_pareto(
     chosen=None,
     cost_label: str = "MACs",
     score_label: str = "F1",
+    candidates_on: str = "",
 ) -> None:
     """Draw score against cost: every candidate, the frontier, the constant-ratio curve, the full and the chosen model.
 
     A point is anything with `cost`, `score` and `length_config`. The top axis is the cost as a fraction of `full`'s.
+    `candidates_on` says what candidates and constant ratios were scored on, if not on what the frontier was.
     Raises PlotError without matplotlib.
     """
     figure, axes = _figure()
     scale, unit = _cost_unit(full.cost)
     curve = sorted(constant_ratio, key=lambda point: point.cost)
-    axes.scatter(*_points(candidates, scale), s=14, color=GREY, alpha=0.5, linewidths=0, label="candidates")
+    axes.scatter(
+        *_points(candidates, scale), s=14, color=GREY, alpha=0.5, linewidths=0, label=f"candidates{candidates_on}"
+    )
     if curve:
-        axes.plot(*_points(curve, scale), "s--", color=ORANGE, markersize=4, linewidth=1.3, label="constant ratio")
+        label = f"constant ratio{candidates_on}"
+        axes.plot(*_points(curve, scale), "s--", color=ORANGE, markersize=4, linewidth=1.3, label=label)
     axes.plot(*_points(frontier, scale), drawstyle="steps-post", color=BLUE, linewidth=1.8)
     axes.plot(*_points(frontier, scale), "o", color=BLUE, markersize=5)
     axes.plot([], [], "o-", color=BLUE, markersize=5, linewidth=1.8, label="Pareto frontier")

@@ -120,7 +120,7 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
         trainer.add_callback(progress_bar)
     results = search_results(args, evolution, final, full, len(scored_on.examples), len(questions.examples))
     if trainer.is_world_process_zero():
-        write_pictures(args, evolution, final, full, results["chosen"])
+        write_pictures(args, evolution, final, full, results)
     logger.info("%s", frontier_table(final, full))
     return results
 
@@ -134,7 +134,11 @@ def search_results(
     final_on: int,
 ) -> dict:
     """search_results.json: every candidate, the frontier (F1 on all questions), the full model, the chosen config."""
-    chosen = choose(frontier, full, **budget(args)) if budget(args) else None
+    try:
+        chosen = choose(frontier, full, **budget(args)) if budget(args) else None
+    except SearchError as error:  # hours of search are not thrown away for a target that it did not reach
+        logger.warning("no length config is chosen: %s", error)
+        chosen = None
     return {
         "settings": asdict(evolution.settings),
         "seed": args.run.seed,
@@ -149,8 +153,8 @@ def search_results(
     }
 
 
-def write_pictures(args: Arguments, evolution: EvolutionarySearch, frontier, full: Candidate, chosen) -> None:
-    folder = Path(args.run.output_dir)
+def write_pictures(args: Arguments, evolution: EvolutionarySearch, frontier, full: Candidate, results: dict) -> None:
+    folder, chosen, sampled = Path(args.run.output_dir), results["chosen"], results["candidate_questions"]
     write_frontier_csv(folder / "pareto.csv", frontier, full)
     plot_pareto(
         folder / "pareto.png",
@@ -159,6 +163,7 @@ def write_pictures(args: Arguments, evolution: EvolutionarySearch, frontier, ful
         full=full,
         constant_ratio=[c for c in evolution.candidates if c.origin in ("full", "initial")],
         chosen=read_candidate(chosen) if chosen else None,
+        candidates_on=f" (on {sampled} questions)" if sampled < results["frontier_questions"] else "",
     )
 
 

@@ -65,7 +65,7 @@ validation=("${validation_data[@]}" "${common[@]}")
 
 heading "4/7 fine-tuning"
 unless_done "$OUTPUT_DIR/finetuning/eval_results.json" run_qa --model_name_or_path "$MODEL" "${training[@]}" \
-  --learning_rate 3e-4 --num_train_epochs 2 --output_dir "$OUTPUT_DIR/finetuning"
+  --learning_rate 3e-4 --num_train_epochs 1 --output_dir "$OUTPUT_DIR/finetuning"
 
 heading "5/7 LengthDrop"
 unless_done "$OUTPUT_DIR/dynamic/eval_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/finetuning" \

@@ -547,6 +547,14 @@ def test_a_search_does_not_overwrite_another_model(dynamic, fine_tuned, squad_v1
     assert digest(tmp_path / "model") == before
 
 
+def test_a_search_that_misses_its_target_keeps_its_results_and_says_so(dynamic, squad_v1_file, tmp_path, caplog):
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
+    succeed(*command, "--search_samples", 5, "--target_macs", 2, "--output_dir", tmp_path / "out")
+    results = read(tmp_path / "out/search_results.json")
+    assert "no length config is chosen" in caplog.text and "nearest" in caplog.text
+    assert results["chosen"] is None and results["frontier"] and results["candidate_questions"] == 5
+
+
 def test_a_search_without_gold_answers_is_refused(dynamic, tmp_path, capsys):
     question = {"id": "a", "context": "Ada wrote it.", "question": "Who?", "answers": {"text": [], "answer_start": []}}
     (tmp_path / "questions.json").write_text(json.dumps([question]))
