@@ -1,7 +1,7 @@
 """Latency and throughput, measured so that numbers can be compared: interleaved, warmed up, medians with spread."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 
 import numpy as np
@@ -11,8 +11,8 @@ WARM_UP, REPEATS = 2, 10
 
 
 def measure_latency(
-    calls: dict[str, Callable[[], object]], warm_up: int = WARM_UP, repeats: int = REPEATS
-) -> dict[str, dict[str, float]]:
+    calls: dict[Hashable, Callable[[], object]], warm_up: int = WARM_UP, repeats: int = REPEATS
+) -> dict[Hashable, dict[str, float]]:
     """Time each call `repeats` times in turn, so that drift of the machine hits all alike.
 
     Returns median, 90th and 99th percentile in milliseconds a call, by name. A call that leaves work queued on a GPU
@@ -38,8 +38,8 @@ def _forward(model: torch.nn.Module, batch: dict, length_config: tuple[int, ...]
 
 
 def benchmark_model(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], length_configs: dict[str, tuple[int, ...]], bf16: bool
-) -> dict[str, dict]:
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], length_configs: dict[Hashable, tuple[int, ...]], bf16: bool
+) -> dict[Hashable, dict]:
     """Latency of `model` on one padded `batch` at each named length config: one row each, milliseconds a batch."""
     model.eval()
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}

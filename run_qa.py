@@ -169,18 +169,16 @@ def benchmark(trainer, args: Arguments, questions: QuestionSet, length_config: t
     collate = make_collator(trainer.processing_class, True, args.data.max_seq_length)
     columns = [name for name in trainer.processing_class.model_input_names if name in questions.features.column_names]
     batch = collate([{name: row[name] for name in columns} for row in questions.features.select(range(size))])
-    config = trainer.model.config
-    configs = {"config": length_config, "full": full_config(args, config)}
-    rows = benchmark_model(trainer.model, dict(batch), configs, args.run.bf16)
-    for row in rows.values():
-        row |= cost_facts(args, config, tuple(row["length_config"]))
+    full = full_config(args, trainer.model.config)
+    rows = benchmark_model(
+        trainer.model, dict(batch), {lengths: lengths for lengths in (length_config, full)}, args.run.bf16
+    )
+    for lengths, row in rows.items():
+        row |= cost_facts(args, trainer.model.config, lengths)
     results = {"environment": environment(), "rows": list(rows.values())}
     write_json(Path(args.run.output_dir, "benchmark_results.json"), results)
-    medians = {name: row["latency_ms_median"] for name, row in rows.items()}
-    return {
-        "eval_latency_ms": round(medians["config"] / rows["config"]["batch_size"], 3),
-        "eval_speedup": round(medians["full"] / medians["config"], 3),
-    }
+    median, full_median = (rows[lengths]["latency_ms_median"] for lengths in (length_config, full))
+    return {"eval_latency_ms": round(median / size, 3), "eval_speedup": round(full_median / median, 3)}
 
 
 def measure_rates(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet) -> None:

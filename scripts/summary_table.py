@@ -2,7 +2,8 @@
 
     python scripts/summary_table.py output/evaluation_full output/evaluation_searched
 
-Speed-up is against the first folder whose results hold a latency (milliseconds a question window, model only).
+Latency is the model's, in milliseconds a window; speed-up is against full length in the same run (--benchmark), since
+latencies of different runs do not compare.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def describe(length_config: list[int]) -> str:
     return f"full ({length_config[0]})" if len(set(length_config)) == 1 else f"({text})"
 
 
-def make_row(name: str, results: dict, baseline: float | None) -> tuple[str, ...]:
+def make_row(name: str, results: dict) -> tuple[str, ...]:
     latency, macs = results.get("eval_latency_ms"), results.get("eval_macs")
     return (
         name,
@@ -43,7 +44,7 @@ def make_row(name: str, results: dict, baseline: float | None) -> tuple[str, ...
         number(results.get("eval_exact_match", results.get("eval_exact")), 2),
         number(macs and macs / 1e9, 3),
         number(latency, 2),
-        number(baseline and latency and baseline / latency, 2, "x"),
+        number(results.get("eval_speedup"), 2, "x"),
     )
 
 
@@ -59,8 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="output folders of run_qa.py --do_eval")
     results = {folder.name: read_results(folder) for folder in parser.parse_args().folders}
-    baseline = next((r["eval_latency_ms"] for r in results.values() if r.get("eval_latency_ms")), None)
-    print(format_table([make_row(name, r, baseline) for name, r in results.items()]))
+    print(format_table([make_row(name, row) for name, row in results.items()]))
 
 
 if __name__ == "__main__":
