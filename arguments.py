@@ -28,6 +28,10 @@ class ModelArguments:
             "makes a step cheaper."
         },
     )
+    hidden_dropout: float | None = field(
+        default=None,
+        metadata={"help": "Dropout of hidden states while training, instead of the configuration's."},
+    )
 
 
 @dataclass

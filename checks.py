@@ -19,7 +19,7 @@ AT_LEAST = {
     0: "crossover_size evo_iter layer_dropout_bound learning_rate max_f1_drop mutation_size num_sandwich "
     "num_train_epochs population_size search_min_macs weight_decay",
 }
-FRACTIONS = ("length_drop_ratio_bound", "layer_dropout_prob", "attention_dropout")  # [0, 1)
+FRACTIONS = ("length_drop_ratio_bound", "layer_dropout_prob", "attention_dropout", "hidden_dropout")  # [0, 1)
 PROBABILITIES = ("mutation_prob", "target_macs_ratio")  # (0, 1]
 
 # Inherited from TrainingArguments, and about losses or metrics that question answering does not have.
@@ -32,7 +32,8 @@ TRAINING_ONLY = (
     "auto_find_batch_size average_tokens_across_devices data_seed ddp_broadcast_buffers ddp_bucket_cap_mb "
     "ddp_find_unused_parameters ddp_static_graph eval_delay eval_on_start eval_steps eval_strategy "
     "gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better "
-    "ignore_data_skip include_num_input_tokens_seen learning_rate length_adaptive load_best_model_at_end "
+    "hidden_dropout ignore_data_skip include_num_input_tokens_seen learning_rate length_adaptive "
+    "load_best_model_at_end "
     "logging_first_step logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs lr_scheduler_type "
     "max_grad_norm max_steps max_train_samples metric_for_best_model neftune_noise_alpha num_train_epochs optim "
     "optim_args optim_target_modules per_device_train_batch_size restore_callback_states_from_checkpoint "

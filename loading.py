@@ -35,8 +35,8 @@ LIBRARY_ERRORS = (OSError, ValueError, KeyError, RuntimeError, HFValidationError
 # a run that continues in a folder must agree with the run that began there on these
 SAME_RUN = (
     "model_name_or_path dataset_name train_file max_train_samples max_seq_length doc_stride attention_dropout "
-    "length_adaptive num_sandwich length_drop_ratio_bound layer_dropout_prob layer_dropout_bound kl_direction "
-    "kl_temperature learning_rate per_device_train_batch_size gradient_accumulation_steps seed"
+    "hidden_dropout length_adaptive num_sandwich length_drop_ratio_bound layer_dropout_prob layer_dropout_bound "
+    "kl_direction kl_temperature learning_rate per_device_train_batch_size gradient_accumulation_steps seed"
 )
 
 
@@ -129,6 +129,8 @@ def adapt_config(args: Arguments, config: PretrainedConfig) -> None:
         config.length_config = config.length_configs = None  # found for the weights that training changes
     if args.model.attention_dropout is not None:
         config.attention_probs_dropout_prob = args.model.attention_dropout
+    if args.model.hidden_dropout is not None:
+        config.hidden_dropout_prob = args.model.hidden_dropout
 
 
 def check_weights(args: Arguments, missing: set[str]) -> None:

@@ -219,6 +219,7 @@ EXAMPLE_VALUES = {  # where neither 1 nor the flag alone would do
     "eval_strategy": "no",
     "kl_direction": "full_sub",
     "attention_dropout": "0",
+    "hidden_dropout": "0",
     "layer_dropout_prob": "0.1",
     "length_config": "(9,8)",
     "length_config_from": "s",
