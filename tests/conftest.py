@@ -1,4 +1,4 @@
-"""Shared fixtures: two tokenizers made in memory and small SQuAD files; nothing here needs a network."""
+"""Shared fixtures: tokenizers made in memory, small SQuAD files, what the stages leave; nothing here needs a network."""
 
 import os
 import shutil
@@ -20,8 +20,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from stages import SEARCH, SIZES, TRAINING, digest, succeed
 from tokenizers import ByteLevelBPETokenizer
-from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
+from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
 CITIES = ["Ardenville", "Brückstadt", "Calder", "Dunmoor", "Eastholm", "Fennick"]
 FOUNDERS = ["Ada Lorne", "Émile Garnier", "Ruth “Red” Okafor", "Jan de Wit", "Mei-Ling Tao", "Tomás O'Neil"]
@@ -115,3 +117,60 @@ def roberta_tokenizer() -> PreTrainedTokenizerFast:
 def tokenizer(request) -> PreTrainedTokenizerFast:
     """Each of the two tokenizers in turn."""
     return request.getfixturevalue(f"{request.param}_tokenizer")
+
+
+# ---- the folders that the stages leave -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory, bert_tokenizer) -> Path:
+    """A random BERT encoder without a question-answering head; beside it lies a checkpoint of something else."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(bert_tokenizer), **SIZES)).save_pretrained(folder)
+    bert_tokenizer.save_pretrained(folder)
+    (folder / "checkpoint-7").mkdir()
+    (folder / "checkpoint-7" / "trainer_state.json").write_text("not to be read")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(tmp_path_factory, encoder, squad_v1_file) -> Path:
+    folder, before = tmp_path_factory.mktemp("stage") / "fine", digest(encoder)
+    files = ("--train_file", squad_v1_file, "--validation_file", squad_v1_file)
+    succeed("--model_name_or_path", encoder, *files, *TRAINING, "--do_eval", "--output_dir", folder)
+    assert digest(encoder) == before
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dynamic(tmp_path_factory, fine_tuned, squad_v1_file) -> Path:
+    folder, before = tmp_path_factory.mktemp("stage") / "dynamic", digest(fine_tuned)
+    drop = ("--length_adaptive", "--layer_dropout_prob", "0.2")
+    files = ("--train_file", squad_v1_file)
+    succeed("--model_name_or_path", fine_tuned, *files, *TRAINING, *drop, "--output_dir", folder)
+    assert digest(fine_tuned) == before
+    return folder
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory, dynamic, squad_v1_file) -> Path:
+    folder, before = tmp_path_factory.mktemp("stage") / "search", digest(dynamic)
+    files = ("--validation_file", squad_v1_file)
+    budget = ("--target_macs_ratio", "0.8")
+    succeed("--model_name_or_path", dynamic, *files, *SEARCH, *budget, "--output_dir", folder)
+    assert digest(dynamic) == before
+    return folder
+
+
+@pytest.fixture
+def evaluate(dynamic, squad_v1_file, tmp_path):
+    """Evaluates the dynamic model with more flags; returns the output folder."""
+
+    def run_evaluation(*flags, name="evaluation", model=dynamic) -> Path:
+        folder = tmp_path / name
+        files = ("--validation_file", squad_v1_file)
+        succeed("--model_name_or_path", model, *files, "--do_eval", *flags, "--output_dir", folder)
+        return folder
+
+    return run_evaluation

@@ -1,18 +1,11 @@
 import pytest
 import torch
 from conftest import passage
+from stages import SIZES
 from transformers import BertConfig, BertForQuestionAnswering, RobertaConfig, RobertaForQuestionAnswering
 
 from loading import RunError
 from reader import Answer, Reader
-
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 130,
-}
 
 
 @pytest.fixture

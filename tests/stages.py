@@ -1,0 +1,44 @@
+"""Running the stages through run_qa.main on random models of three small layers; shared by the tests of the stages."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import run_qa
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 130,
+}
+LENGTHS = ["--max_seq_length", "64", "--doc_stride", "16", "--disable_tqdm"]
+TRAINING = ["--do_train", "--max_steps", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
+SEARCH = ["--do_search", "--evo_iter", "2", "--population_size", "3", "--mutation_size", "2", "--crossover_size", "2"]
+
+
+def run(*argv: object) -> int:
+    return run_qa.main([*map(str, argv), *LENGTHS])
+
+
+def succeed(*argv: object) -> None:
+    assert run(*argv) == 0
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def failure(capsys, *argv: object) -> str:
+    """The one line with which the run ends, exit status 1."""
+    capsys.readouterr()
+    assert run(*argv) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("run_qa.py: error")]
+    assert len(lines) == 1
+    return lines[0]

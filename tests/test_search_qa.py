@@ -1,0 +1,127 @@
+"""The search stage end to end: its files, its resumption, the choice of a length config."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from stages import LENGTHS, SEARCH, digest, failure, read, run, succeed
+
+import run_qa
+import search_qa
+
+
+def test_a_search_leaves_results_frontier_picture_and_the_chosen_model(searched):
+    results = read(searched / "search_results.json")
+    assert {"candidates", "frontier", "full", "chosen", "settings", "seed", "environment"} <= results.keys()
+    assert "candidates" not in read(searched / "all_results.json")
+    frontier = [(row["macs"], row["score"]) for row in results["frontier"]]
+    scored = [(row["macs"], row["score"]) for row in results["candidates"]]
+    beaten = {b for b in scored for a in scored if a != b and a[0] <= b[0] and a[1] >= b[1]}
+    assert set(frontier) == set(scored) - beaten and len(frontier) == len(set(frontier))
+    with open(searched / "pareto.csv", newline="") as file:
+        assert [json.loads(row["length_config"]) for row in csv.DictReader(file)] == [
+            row["length_config"] for row in results["frontier"]
+        ]
+    assert (searched / "pareto.png").stat().st_size > 1000
+    assert read(searched / "config.json")["length_config"] == results["chosen"]["length_config"]
+
+
+def test_scores_of_a_search_are_what_evaluation_gives(searched, evaluate):
+    row = min(read(searched / "search_results.json")["candidates"], key=lambda row: row["macs"])
+    results = read(evaluate("--length_config", json.dumps(row["length_config"])) / "eval_results.json")
+    assert (results["eval_f1"], results["eval_macs"]) == (pytest.approx(row["score"]), row["macs"])
+
+
+def test_a_killed_search_ends_like_an_undisturbed_one(searched, dynamic, squad_v1_file, tmp_path, monkeypatch, capsys):
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
+    command += ("--target_macs_ratio", "0.8", "--output_dir", tmp_path / "search")
+    score, calls = search_qa.f1_score, []
+
+    def dies_at_the_fourth(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(search_qa, "f1_score", dies_at_the_fourth)
+    assert run(*command) == 130
+    assert "the same command continues the search" in capsys.readouterr().err
+    succeed(*command)
+    again, undisturbed = read(tmp_path / "search/search_results.json"), read(searched / "search_results.json")
+    assert again["candidates"] == undisturbed["candidates"] and again["frontier"] == undisturbed["frontier"]
+    assert len(calls) == len(undisturbed["candidates"]) + 1  # the interrupted one is the only one scored twice
+
+
+def test_a_search_whose_process_is_killed_goes_on_from_its_store(searched, dynamic, squad_v1_file, tmp_path):
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
+    command += ("--target_macs_ratio", "0.8", "--output_dir", tmp_path / "search")
+    process = subprocess.Popen(
+        [sys.executable, run_qa.__file__, *map(str, command), *LENGTHS], stderr=subprocess.DEVNULL
+    )
+    store, deadline = tmp_path / "search/search_store.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if store.exists() and store.read_bytes().count(b"\n") >= 4:
+            break
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -9 and not (tmp_path / "search/search_results.json").exists()
+    succeed(*command)
+    again, undisturbed = read(tmp_path / "search/search_results.json"), read(searched / "search_results.json")
+    assert again["candidates"] == undisturbed["candidates"] and again["frontier"] == undisturbed["frontier"]
+
+
+def test_a_search_on_a_sample_scores_its_frontier_on_all_questions(dynamic, squad_v1_file, tmp_path):
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
+    succeed(*command, "--search_samples", "5", "--output_dir", tmp_path)
+    results = read(tmp_path / "search_results.json")
+    assert (results["candidate_questions"], results["frontier_questions"]) == (5, 18)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--max_f1_drop", 100.0), ("--target_macs", 1e12), ("--target_macs_ratio", 1.0)]
+)
+def test_each_budget_chooses_from_a_search(flag, value, searched, evaluate):
+    results = read(evaluate("--length_config_from", searched, flag, value) / "eval_results.json")
+    frontier = read(searched / "search_results.json")["frontier"]  # by rising MACs and F1
+    assert results["eval_length_config"] == frontier[0 if flag == "--max_f1_drop" else -1]["length_config"]
+
+
+def test_the_chosen_model_runs_at_its_config_without_a_flag(searched, evaluate):
+    chosen = read(searched / "search_results.json")["chosen"]
+    results = read(evaluate(model=searched) / "eval_results.json")
+    assert results["eval_length_config"] == chosen["length_config"]
+    assert results["eval_f1"] == pytest.approx(chosen["score"])
+
+
+def test_training_drops_what_a_search_found_for_other_weights(searched, squad_v1_file, tmp_path):
+    files = ("--train_file", squad_v1_file, "--max_train_samples", "2")
+    succeed("--model_name_or_path", searched, *files, "--do_train", "--max_steps", "1", "--output_dir", tmp_path / "m")
+    config = read(tmp_path / "m/config.json")
+    assert not config.get("length_config") and not config.get("length_configs")
+
+
+def test_a_search_does_not_overwrite_another_model(dynamic, fine_tuned, squad_v1_file, tmp_path, capsys):
+    shutil.copytree(fine_tuned, tmp_path / "model")
+    before = digest(tmp_path / "model")
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
+    assert "holds a model" in failure(capsys, *command, "--output_dir", tmp_path / "model")
+    assert digest(tmp_path / "model") == before
+
+
+def test_a_search_that_misses_its_target_keeps_its_results_and_says_so(dynamic, squad_v1_file, tmp_path, caplog):
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
+    succeed(*command, "--search_samples", 5, "--target_macs", 2, "--output_dir", tmp_path / "out")
+    results = read(tmp_path / "out/search_results.json")
+    assert "no length config is chosen" in caplog.text and "nearest" in caplog.text
+    assert results["chosen"] is None and results["frontier"] and results["candidate_questions"] == 5
+
+
+def test_a_search_without_gold_answers_is_refused(dynamic, tmp_path, capsys):
+    question = {"id": "a", "context": "Ada wrote it.", "question": "Who?", "answers": {"text": [], "answer_start": []}}
+    (tmp_path / "questions.json").write_text(json.dumps([question]))
+    command = ("--model_name_or_path", dynamic, "--validation_file", tmp_path / "questions.json", *SEARCH)
+    assert "--do_search needs" in failure(capsys, *command, "--output_dir", tmp_path / "out")
