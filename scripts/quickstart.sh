@@ -59,8 +59,8 @@ fi
 anew=()
 if [[ -n "${FORCE:-}" ]]; then anew=(--overwrite_output_dir); fi
 training=("${train_data[@]}" "${common[@]}" "${anew[@]}" --do_train --do_eval --accuracy_only
-  --per_device_train_batch_size 8 --train_sampling_strategy group_by_length --attention_dropout 0 --warmup_steps 0.1
-  --logging_steps 25)
+  --per_device_train_batch_size 8 --train_sampling_strategy group_by_length --attention_dropout 0 --hidden_dropout 0
+  --warmup_steps 0.1 --logging_steps 25)
 validation=("${validation_data[@]}" "${common[@]}")
 
 heading "4/7 fine-tuning"
