@@ -154,6 +154,13 @@ class SearchArguments:
             "help": "Score on N validation questions drawn by --seed; the frontier is re-scored on all of them."
         },
     )
+    search_rescore: int | None = field(
+        default=None,
+        metadata={
+            "help": "With --search_samples: re-score at most N members of the frontier, spread evenly over it from the "
+            "cheapest to the best (all of them if unset)."
+        },
+    )
     search_max_candidates: int | None = field(default=None, metadata={"help": "Stop after this many scored configs."})
 
 

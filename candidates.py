@@ -67,6 +67,15 @@ def pareto_frontier(candidates: Iterable[Candidate]) -> list[Candidate]:
     return frontier
 
 
+def spread(frontier: Sequence[Candidate], count: int) -> list[Candidate]:
+    """At most `count` members of the frontier, evenly by rank; the last one (the best) always, with two the first too."""
+    if count >= len(frontier):
+        return list(frontier)
+    if count == 1:
+        return [frontier[-1]]
+    return [frontier[round(i * (len(frontier) - 1) / (count - 1))] for i in range(count)]
+
+
 def hypervolume(candidates: Iterable[Candidate], reference_cost: float, reference_score: float = 0.0) -> float:
     """The area that the frontier dominates, bounded by a reference point that is dearer and worse, in cost x score.
 

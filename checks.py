@@ -15,7 +15,7 @@ AT_LEAST = {
     8: "max_seq_length",
     1: "doc_stride gradient_accumulation_steps max_answer_length max_eval_samples max_predict_samples "
     "max_train_samples n_best_size per_device_eval_batch_size per_device_train_batch_size preprocessing_num_workers "
-    "search_max_candidates search_max_macs search_samples target_macs",
+    "search_max_candidates search_max_macs search_rescore search_samples target_macs",
     0: "crossover_size evo_iter layer_dropout_bound learning_rate max_f1_drop mutation_size num_sandwich "
     "num_train_epochs population_size search_min_macs weight_decay",
 }
@@ -46,13 +46,14 @@ NEEDS = {
     ("length_adaptive",): "kl_direction kl_temperature layer_dropout_bound layer_dropout_prob length_drop_ratio_bound "
     "num_sandwich",
     ("do_search",): "crossover_size evo_iter load_store_file mutation_prob mutation_size population_size "
-    "search_floor_ratio search_max_candidates search_max_macs search_min_macs search_samples",
+    "search_floor_ratio search_max_candidates search_max_macs search_min_macs search_rescore search_samples",
     ("do_train", "do_search"): "full_determinism overwrite_output_dir seed",
     ("do_eval", "do_search"): "max_eval_samples validation_file",
     ("do_predict",): "max_predict_samples test_file",
     ("do_eval", "do_predict"): "length_config length_config_from",
     ("do_eval", "do_search", "do_predict"): "eval_accumulation_steps max_answer_length n_best_size "
     "null_score_diff_threshold per_device_eval_batch_size version_2_with_negative",
+    ("search_samples",): "search_rescore",
     ("version_2_with_negative",): "null_score_diff_threshold",
     ("dataset_name",): "dataset_config_name",
     ("length_config_from", "do_search"): " ".join(BUDGETS),

@@ -14,7 +14,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from arguments import Arguments
 from candidate_store import CandidateStore, load_store
-from candidates import Candidate, SearchError, choose, pareto_frontier, write_frontier_csv
+from candidates import Candidate, SearchError, choose, pareto_frontier, spread, write_frontier_csv
 from evolution import EvolutionarySearch, SearchSettings
 from length_drop import count_macs
 from loading import QuestionSet
@@ -114,7 +114,9 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
     full, final = evolution.full, frontier
     if args.search.search_samples:
         store = open_store(trainer, "frontier_store.jsonl", scoring_facts(args, trainer.model, questions))
-        full, *rescored = rescore(trainer, [evolution.full, *frontier], questions, store)
+        members = spread(frontier, args.search.search_rescore or len(frontier))
+        logger.info("re-scoring %d of the frontier's %d configs on all questions", len(members), len(frontier))
+        full, *rescored = rescore(trainer, [evolution.full, *members], questions, store)
         final = pareto_frontier(rescored)
     if progress_bar is not None:
         trainer.add_callback(progress_bar)

@@ -81,6 +81,13 @@ def test_a_search_on_a_sample_scores_its_frontier_on_all_questions(dynamic, squa
     assert (results["candidate_questions"], results["frontier_questions"]) == (5, 18)
 
 
+def test_search_rescore_bounds_how_many_configs_are_scored_on_all_questions(dynamic, squad_v1_file, tmp_path):
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
+    succeed(*command, "--search_samples", "5", "--search_rescore", "1", "--output_dir", tmp_path)
+    scored = (tmp_path / "frontier_store.jsonl").read_text().splitlines()[1:]  # after the line of settings
+    assert 1 <= len(scored) <= 2 and len(read(tmp_path / "search_results.json")["frontier"]) == 1
+
+
 @pytest.mark.parametrize(
     ("flag", "value"), [("--max_f1_drop", 100.0), ("--target_macs", 1e12), ("--target_macs_ratio", 1.0)]
 )
