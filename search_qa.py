@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from arguments import Arguments
@@ -32,6 +32,12 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def scoring_dtype(run: TrainingArguments) -> str:
+    """The flag that lowers the precision of an evaluation; the model's own weights come before autocast."""
+    flags = ("bf16_full_eval", "fp16_full_eval", "bf16", "fp16")
+    return next((flag for flag in flags if getattr(run, flag)), "float32")
+
+
 def scoring_facts(args: Arguments, model: PreTrainedModel, questions: QuestionSet) -> dict:
     """What a score depends on, besides the length config."""
     texts = json.dumps([questions.examples["id"][:], questions.examples["question"][:]])
@@ -40,7 +46,7 @@ def scoring_facts(args: Arguments, model: PreTrainedModel, questions: QuestionSe
         "questions": hashlib.sha256(texts.encode()).hexdigest()[:16],
         "max_seq_length": args.data.max_seq_length,
         "doc_stride": args.data.doc_stride,
-        "dtype": "bfloat16" if args.run.bf16 or args.run.bf16_full_eval else "float32",
+        "dtype": scoring_dtype(args.run),
         **asdict(questions.settings),
     }
 

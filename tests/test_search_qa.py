@@ -119,6 +119,15 @@ def test_a_search_does_not_overwrite_another_model(dynamic, fine_tuned, squad_v1
     assert digest(tmp_path / "model") == before
 
 
+@pytest.mark.parametrize("flag", ["--bf16", "--bf16_full_eval"])
+def test_scores_of_another_precision_are_not_taken_over(flag, searched, dynamic, squad_v1_file, tmp_path, capsys):
+    (tmp_path / "search").mkdir()
+    shutil.copy(searched / "search_store.jsonl", tmp_path / "search")
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
+    command += ("--target_macs_ratio", "0.8", "--output_dir", tmp_path / "search")
+    assert "its scores were made with" in failure(capsys, *command, flag)
+
+
 def test_a_search_that_misses_its_target_keeps_its_results_and_says_so(dynamic, squad_v1_file, tmp_path, caplog):
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
     succeed(*command, "--search_samples", 5, "--target_macs", 2, "--output_dir", tmp_path / "out")
