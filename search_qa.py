@@ -5,7 +5,7 @@ import json
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -163,15 +163,18 @@ def search_results(
 
 def write_pictures(args: Arguments, evolution: EvolutionarySearch, frontier, full: Candidate, results: dict) -> None:
     folder, chosen, sampled = Path(args.run.output_dir), results["chosen"], results["candidate_questions"]
+    # A sample is easier or harder than all questions: what compares is the distance from the full model.
+    shift = full.score - evolution.full.score
+    candidates = [replace(candidate, score=candidate.score + shift) for candidate in evolution.candidates]
     write_frontier_csv(folder / "pareto.csv", frontier, full)
     plot_pareto(
         folder / "pareto.png",
         frontier=frontier,
-        candidates=evolution.candidates,
+        candidates=candidates,
         full=full,
-        constant_ratio=[c for c in evolution.candidates if c.origin in ("full", "initial")],
+        constant_ratio=[c for c in candidates if c.origin in ("full", "initial")],
         chosen=read_candidate(chosen) if chosen else None,
-        candidates_on=f" (on {sampled} questions)" if sampled < results["frontier_questions"] else "",
+        candidates_on=f" (on {sampled} questions, {shift:+.2f})" if sampled < results["frontier_questions"] else "",
     )
 
 

@@ -81,6 +81,20 @@ def test_a_search_on_a_sample_scores_its_frontier_on_all_questions(dynamic, squa
     assert (results["candidate_questions"], results["frontier_questions"]) == (5, 18)
 
 
+def test_the_picture_shows_a_samples_scores_at_their_distance_from_the_full_model(
+    dynamic, squad_v1_file, tmp_path, monkeypatch
+):
+    shown = {}
+    monkeypatch.setattr(search_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
+    succeed(*command, "--search_samples", "5", "--output_dir", tmp_path)
+    results = read(tmp_path / "search_results.json")
+    sample_full = next(row["score"] for row in results["candidates"] if row["origin"] == "full")
+    expected = [results["full"]["score"] + row["score"] - sample_full for row in results["candidates"]]
+    assert results["full"]["score"] != sample_full
+    assert [candidate.score for candidate in shown["candidates"]] == pytest.approx(expected)
+
+
 def test_search_rescore_bounds_how_many_configs_are_scored_on_all_questions(dynamic, squad_v1_file, tmp_path):
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
     succeed(*command, "--search_samples", "5", "--search_rescore", "1", "--output_dir", tmp_path)
