@@ -210,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for train.json and validation.json")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (default: 0)")
-    parser.add_argument("--train_questions", type=int, default=3000, help="(default: 3000)")
+    parser.add_argument("--train_questions", type=int, default=4000, help="(default: 4000)")
     parser.add_argument("--validation_questions", type=int, default=300, help="(default: 300)")
     parser.add_argument("--version_2", action="store_true", help="a third has no answer, as in SQuAD v2")
     args = parser.parse_args()
