@@ -33,10 +33,9 @@ TRAINING_ONLY = (
     "ddp_find_unused_parameters ddp_static_graph eval_delay eval_on_start eval_steps eval_strategy "
     "gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better "
     "hidden_dropout ignore_data_skip include_num_input_tokens_seen learning_rate length_adaptive "
-    "load_best_model_at_end "
-    "logging_first_step logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs lr_scheduler_type "
-    "max_grad_norm max_steps max_train_samples metric_for_best_model neftune_noise_alpha num_train_epochs optim "
-    "optim_args optim_target_modules per_device_train_batch_size restore_callback_states_from_checkpoint "
+    "load_best_model_at_end logging_first_step logging_nan_inf_filter logging_steps logging_strategy "
+    "lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps max_train_samples metric_for_best_model "
+    "neftune_noise_alpha num_train_epochs optim optim_args optim_target_modules per_device_train_batch_size restore_callback_states_from_checkpoint "
     "resume_from_checkpoint save_only_model save_steps save_strategy save_total_limit torch_empty_cache_steps "
     "train_file train_sampling_strategy warmup_steps weight_decay"
 )

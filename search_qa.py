@@ -154,6 +154,7 @@ def search_results(
         "max_seq_length": args.data.max_seq_length,
         "candidate_questions": scored_on,
         "frontier_questions": final_on,
+        "search_rescore": args.search.search_rescore,
         "full": full.record(),
         "frontier": [candidate.record() for candidate in frontier],
         "chosen": chosen.record() if chosen else None,

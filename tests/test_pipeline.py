@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 from stages import SEARCH, SIZES, TRAINING, read, succeed
-from transformers import (
-    AutoModelForQuestionAnswering,
-    AutoTokenizer,
-    RobertaConfig,
-    RobertaModel,
-)
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, RobertaConfig, RobertaModel
 
 from length_drop import count_macs
 from reader import Reader

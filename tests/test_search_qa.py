@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from stages import LENGTHS, SEARCH, digest, failure, read, run, succeed
@@ -95,11 +96,17 @@ def test_the_picture_shows_a_samples_scores_at_their_distance_from_the_full_mode
     assert [candidate.score for candidate in shown["candidates"]] == pytest.approx(expected)
 
 
-def test_search_rescore_bounds_how_many_configs_are_scored_on_all_questions(dynamic, squad_v1_file, tmp_path):
+def test_search_rescore_bounds_how_many_configs_are_scored_on_all_questions(
+    dynamic, squad_v1_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(search_qa, "f1_score", lambda trainer, questions, lengths: sum(lengths))  # all on the frontier
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
-    succeed(*command, "--search_samples", "5", "--search_rescore", "1", "--output_dir", tmp_path)
-    scored = (tmp_path / "frontier_store.jsonl").read_text().splitlines()[1:]  # after the line of settings
-    assert 1 <= len(scored) <= 2 and len(read(tmp_path / "search_results.json")["frontier"]) == 1
+    succeed(*command, "--search_samples", "5", "--search_rescore", "2", "--output_dir", tmp_path)
+    results, full = read(tmp_path / "search_results.json"), [64, 64, 64]
+    rows = map(json.loads, (tmp_path / "frontier_store.jsonl").read_text().splitlines()[1:])  # after the settings
+    cheapest = min(results["candidates"], key=lambda row: row["macs"])["length_config"]
+    assert [row["length_config"] for row in rows] == [full, cheapest] and len(results["candidates"]) > 2
+    assert results["search_rescore"] == 2
 
 
 @pytest.mark.parametrize(
@@ -133,13 +140,18 @@ def test_a_search_does_not_overwrite_another_model(dynamic, fine_tuned, squad_v1
     assert digest(tmp_path / "model") == before
 
 
-@pytest.mark.parametrize("flag", ["--bf16", "--bf16_full_eval"])
-def test_scores_of_another_precision_are_not_taken_over(flag, searched, dynamic, squad_v1_file, tmp_path, capsys):
+def test_every_precision_of_an_evaluation_has_a_name_of_its_own():
+    flags = ("bf16", "bf16_full_eval", "fp16", "fp16_full_eval")
+    runs = [SimpleNamespace(**{other: other == flag for other in flags}) for flag in (None, *flags)]
+    assert len({search_qa.scoring_dtype(run) for run in runs}) == 5
+
+
+def test_scores_of_another_precision_are_not_taken_over(searched, dynamic, squad_v1_file, tmp_path, capsys):
     (tmp_path / "search").mkdir()
     shutil.copy(searched / "search_store.jsonl", tmp_path / "search")
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
     command += ("--target_macs_ratio", "0.8", "--output_dir", tmp_path / "search")
-    assert "its scores were made with" in failure(capsys, *command, flag)
+    assert "its scores were made with" in failure(capsys, *command, "--bf16")
 
 
 def test_a_search_that_misses_its_target_keeps_its_results_and_says_so(dynamic, squad_v1_file, tmp_path, caplog):
