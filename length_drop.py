@@ -154,16 +154,17 @@ def attention_with_significance(
     Returns the context (B, S, H, D) and the significance (B, S), float32 without gradient: the probabilities summed
     over heads and over the real queries, before dropout (section 3.1 of the paper; padding queries do not vote).
     """
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
     real = real_tokens(attention_mask)
+    voters = scores.new_ones(scores.shape[0], scores.shape[3])
     if real is not None:
-        scores = scores.masked_fill(~real[:, None, None], torch.finfo(scores.dtype).min)
+        scores += torch.zeros_like(voters).masked_fill(~real, torch.finfo(scores.dtype).min)[:, None, None]
+        voters = voters * real
     probabilities = scores.softmax(-1)
-    votes = probabilities.detach().sum(1, dtype=torch.float32)  # (B, Q, K)
-    if real is not None:
-        votes = votes * real[:, :, None]
+    # A product with the voters reads the probabilities once; summing them in float32 would first copy them.
+    votes = torch.matmul(voters[:, None, None].expand(-1, scores.shape[1], -1, -1), probabilities.detach())
     context = torch.matmul(nn.functional.dropout(probabilities, dropout, training=dropout > 0), value)
-    return context.transpose(1, 2), votes.sum(1)
+    return context.transpose(1, 2), votes.float().sum((1, 2))
 
 
 def select_tokens(significance: torch.Tensor, real: torch.Tensor | None, length: int) -> torch.Tensor:
@@ -198,7 +199,7 @@ class LengthAdaptiveSelfAttention:
     """Modifications: with `with_significance` the second output is the tokens' significance (B, S)."""
 
     def forward(self, hidden_states, attention_mask=None, with_significance=False, **kwargs):
-        if not with_significance:
+        if not with_significance and not self._trains_faster_without_sdpa(hidden_states):
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
         batch, length, _ = hidden_states.shape
         query, key, value = (
@@ -207,7 +208,13 @@ class LengthAdaptiveSelfAttention:
         )
         dropout = self.dropout.p if self.training else 0.0
         context, significance = attention_with_significance(query, key, value, attention_mask, self.scaling, dropout)
-        return context.reshape(batch, length, -1), significance
+        return context.reshape(batch, length, -1), significance if with_significance else None
+
+    def _trains_faster_without_sdpa(self, hidden_states: torch.Tensor) -> bool:
+        # In bf16 on a CPU the backward pass of PyTorch's flash attention takes longer than all other parts of a layer.
+        in_bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.is_autocast_enabled("cpu")
+        on_cpu = hidden_states.device.type == "cpu"
+        return self.training and on_cpu and in_bf16 and self.config._attn_implementation == "sdpa"
 
 
 class LengthAdaptiveLayer:

@@ -239,6 +239,25 @@ def test_bfloat16_stays_near_float32(family):
     assert (outputs - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
+def test_training_in_bfloat16_has_gradients_as_near_to_float32_as_the_stock_model(family):
+    model, stock, padding = family
+    positions = {"start_positions": torch.tensor([3, 4]), "end_positions": torch.tensor([5, 6])}
+
+    def gradient(reader, in_bf16):
+        reader.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            reader(**batch((32, 20), 32, padding), **positions).loss.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in reader.parameters()])
+
+    for reader in (model, stock):
+        for module in reader.train().modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    expected = gradient(stock, in_bf16=False)
+    error, stock_error = ((gradient(reader, in_bf16=True) - expected).norm() for reader in (model, stock))
+    assert error < 1.5 * stock_error < expected.norm()
+
+
 def test_torch_compile_and_export_with_a_fixed_config_give_the_same_logits(family):
     model, _, padding = family
     inputs = batch((32, 20), 32, padding)
@@ -259,11 +278,12 @@ def test_count_macs_agrees_with_torchprofile(family, length_config):
     with torch.no_grad():
         traced = torchprofile.profile_macs(_Positional(model, length_config), (ids, torch.ones_like(ids)))
     before = [32, *(length_config or (32,) * 3)]
-    # Element-wise products it counts and the published convention does not: scaling the scores of 4 heads, leaving
-    # padding without a vote where tokens are dropped, and (RoBERTa) counting positions. And one the convention has,
-    # which today's models no longer do: the mask.
-    scaling = sum(4 * length**2 for length in before[:-1])
-    votes = sum(length**2 for length, after in itertools.pairwise(before) if after < length)
+    # Products it counts and the published convention does not: scaling the scores of 4 heads or, where tokens are
+    # dropped, the queries, with the votes (of the tokens that are no padding) for them; and (RoBERTa) counting
+    # positions. And one the convention has, which today's models no longer do: the mask.
+    steps = list(itertools.pairwise(before))
+    scaling = sum(length * model.config.hidden_size if after < length else 4 * length**2 for length, after in steps)
+    votes = sum(4 * length**2 + length for length, after in steps if after < length)
     positions = 32 if model.config.model_type == "roberta" else 0
     assert traced == count_macs(model.config, length_config, sequence_length=32) + scaling + votes + positions - 32
 
