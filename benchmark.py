@@ -32,13 +32,18 @@ def measure_latency(
     }
 
 
-def _forward(model: torch.nn.Module, batch: dict, length_config: tuple[int, ...], bf16: bool) -> None:
-    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+def _forward(
+    model: torch.nn.Module, batch: dict, length_config: tuple[int, ...], autocast: torch.dtype | None
+) -> None:
+    with torch.inference_mode(), torch.autocast(model.device.type, autocast, enabled=autocast is not None):
         model(**batch, length_config=length_config).start_logits.sum().item()  # item() waits for a GPU
 
 
 def benchmark_model(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], length_configs: dict[Hashable, tuple[int, ...]], bf16: bool
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    length_configs: dict[Hashable, tuple[int, ...]],
+    autocast: torch.dtype | None = None,
 ) -> dict[Hashable, dict]:
     """Latency of `model` on one padded `batch` at each named length config: one row each, milliseconds a batch."""
     model.eval()
@@ -46,7 +51,7 @@ def benchmark_model(
     batch_size, sequence_length = batch["input_ids"].shape
     common = {
         "backend": "eager",
-        "dtype": "bfloat16" if bf16 else "float32",
+        "dtype": str(autocast or model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "batch_size": batch_size,
         "sequence_length": sequence_length,
@@ -55,7 +60,7 @@ def benchmark_model(
         "repeats": REPEATS,
     }
 
-    calls = {name: partial(_forward, model, batch, config, bf16) for name, config in length_configs.items()}
+    calls = {name: partial(_forward, model, batch, config, autocast) for name, config in length_configs.items()}
     timings = measure_latency(calls)
     for name, row in timings.items():
         row |= {"length_config": list(length_configs[name]), **common}

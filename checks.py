@@ -209,6 +209,16 @@ def check_output_dir(args: Arguments) -> None:
         f"--output_dir {target} is the folder of --model_name_or_path, which no stage writes into: name another.",
     )
     require(not target.exists() or target.is_dir(), f"--output_dir {target} is a file: name a folder.")
+    values = given_values(args)
+    for name in ("model_name_or_path", "config_name", "tokenizer_name", "load_store_file", "length_config_from"):
+        inside = values[name] and target.resolve() in (
+            Path(values[name]).resolve(),
+            *Path(values[name]).resolve().parents,
+        )
+        require(
+            not (inside and args.run.overwrite_output_dir),
+            f"--{name} {values[name]} lies in --output_dir {target}, which --overwrite_output_dir clears: name another.",
+        )
 
 
 def flags_without_effect(args: Arguments, given: set[str]) -> list[str]:

@@ -1,11 +1,8 @@
-"""What a run needs before its first stage: model, questions, trainer and a folder to write to."""
+"""What a run needs before its first stage: model, questions and trainer."""
 
-import json
 import logging
 import random
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +12,13 @@ from datasets import Dataset
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from arguments import Arguments, DataArguments
 from data_qa import load_splits
 from features_qa import featurize, make_collator
 from modeling_la_bert import LABertForQuestionAnswering
 from modeling_la_roberta import LARobertaForQuestionAnswering
-from results_qa import write_json
+from results_qa import RunError
 from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
 from utils_qa import AnswerExtractor, Answers, AnswerSettings, score_answers
 
@@ -32,16 +28,6 @@ MODEL_CLASSES = {"bert": LABertForQuestionAnswering, "roberta": LARobertaForQues
 # what the libraries raise for a folder or hub id that is missing, damaged or of another kind (RuntimeError: weights of
 # another size)
 LIBRARY_ERRORS = (OSError, ValueError, KeyError, RuntimeError, HFValidationError, SafetensorError)
-# a run that continues in a folder must agree with the run that began there on these
-SAME_RUN = (
-    "model_name_or_path dataset_name train_file max_train_samples max_seq_length doc_stride attention_dropout "
-    "hidden_dropout length_adaptive num_sandwich length_drop_ratio_bound layer_dropout_prob layer_dropout_bound "
-    "kl_direction kl_temperature learning_rate per_device_train_batch_size gradient_accumulation_steps seed"
-)
-
-
-class RunError(ValueError):
-    """Something a run needs is missing or does not fit; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -217,91 +203,3 @@ def make_trainer(
         kl_temperature=adaptive.kl_temperature,
     )
     return LengthDropTrainer(**common, length_drop=settings)
-
-
-# ---- the folder a training run writes to ---------------------------------------------------------------------------
-
-
-def run_settings(args: Arguments) -> dict:
-    """The settings that a continued run must share with the run that began."""
-    groups = (args.model, args.data, args.length_adaptive, args.run)
-    values = {name: value for group in groups for name, value in vars(group).items()}
-    return {name: values[name] for name in SAME_RUN.split()}
-
-
-def clear_output_dir(folder: Path) -> None:
-    """Remove what an earlier run of ours left that the new one would mix with; other files stay."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    for pattern in ("*_results.json", "*_predictions.json", "*_store.jsonl", "run_args.json", "trainer_state.json"):
-        for file in folder.glob(pattern):
-            file.unlink()
-
-
-def checkpoint_to_resume(args: Arguments) -> str | None:
-    """The checkpoint that training continues from, None to start; RunError if the folder holds anything else."""
-    folder, asked = Path(args.run.output_dir), args.run.resume_from_checkpoint
-    if asked and asked.lower() not in ("true", "false"):
-        if not Path(asked, "trainer_state.json").is_file():
-            raise RunError(f"--resume_from_checkpoint {asked} is no checkpoint folder (it has no trainer_state.json).")
-        return asked
-    if args.run.overwrite_output_dir:
-        return None
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if asked and asked.lower() == "true" and checkpoint is None:
-        raise RunError(f"--resume_from_checkpoint: there is no checkpoint in {folder}.")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
-    record = folder / "run_args.json"
-    if not record.is_file():
-        raise RunError(f"--output_dir {folder} holds other files: name another or add --overwrite_output_dir.")
-    if checkpoint is None and (folder / "train_results.json").is_file():
-        raise RunError(
-            f"--output_dir {folder} holds a finished training without a checkpoint to continue from: name another or "
-            "add --overwrite_output_dir."
-        )
-    begun, now = json.loads(record.read_text()), run_settings(args)
-    differing = [f"--{name}" for name in now if begun.get(name) != now[name]]
-    if differing:
-        raise RunError(
-            f"--output_dir {folder} was begun with another {', '.join(differing)}: name another folder or add "
-            "--overwrite_output_dir."
-        )
-    if checkpoint:
-        logger.info("continuing from %s; --overwrite_output_dir starts anew", checkpoint)
-    return checkpoint
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise RunError(f"--output_dir {folder} cannot be written to ({error.strerror}): name another.") from error
-
-
-def check_search_folder(folder: Path) -> None:
-    """RunError if the search would put its copy of the model over another one."""
-    if (folder / "config.json").is_file() and not (folder / "search_store.jsonl").is_file():
-        raise RunError(f"--output_dir {folder} holds a model already: name another or add --overwrite_output_dir.")
-
-
-def prepare_output_dir(args: Arguments) -> str | None:
-    """Check the output folder, before anything is loaded; returns the checkpoint that --do_train continues from."""
-    folder = Path(args.run.output_dir)
-    with args.run.main_process_first(desc="output folder"):
-        make_folder(folder)
-        if args.search.do_search and not (args.run.do_train or args.run.overwrite_output_dir):
-            check_search_folder(folder)
-        return checkpoint_to_resume(args) if args.run.do_train else None
-
-
-def begin_output_dir(args: Arguments) -> None:
-    """Replace what --overwrite_output_dir replaces, once model and data are known to load; record the settings."""
-    folder = Path(args.run.output_dir)
-    with args.run.main_process_first(desc="output folder"):
-        if args.run.process_index == 0:
-            if args.run.overwrite_output_dir:
-                clear_output_dir(folder)
-            if args.run.do_train:
-                write_json(folder / "run_args.json", run_settings(args))

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import torch
 
+from arguments import Arguments
+
+
+class RunError(ValueError):
+    """Something a run needs is missing or does not fit; the message says what to do."""
+
 
 def write_json(path: str | Path, data: object) -> None:
     """Write `data` as UTF-8 JSON, whole or not at all: a reader or a kill never meets half a file."""
@@ -25,6 +31,37 @@ def write_json(path: str | Path, data: object) -> None:
 def plain(value: object) -> object:
     """Paths as text; arrays, tensors and their scalars as lists and numbers."""
     return str(value) if isinstance(value, Path) else value.tolist()
+
+
+def write_results(args: Arguments, stage: str, results: dict) -> None:
+    """Write {stage}_results.json with its environment, and gather all stages' results in all_results.json."""
+    folder = Path(args.run.output_dir)
+    write_json(folder / f"{stage}_results.json", results | how_made(args))
+    gathered = {}
+    for name in ("train", "eval", "search", "predict"):
+        if (folder / f"{name}_results.json").is_file():
+            gathered |= json.loads((folder / f"{name}_results.json").read_text(encoding="utf-8"))
+    gathered.pop("candidates", None)  # hundreds of configs; they stay in search_results.json
+    write_json(folder / "all_results.json", gathered)
+
+
+def how_made(args: Arguments) -> dict[str, dict]:
+    """What a result was made with: the settings that decide on it, and the environment."""
+    data, run = args.data, args.run
+    files = {f"{split}_file": getattr(data, f"{split}_file") for split in ("train", "validation", "test")}
+    run_settings = {
+        "model_name_or_path": args.model.model_name_or_path,
+        **{name: value for name, value in ({"dataset_name": data.dataset_name} | files).items() if value},
+        "max_seq_length": data.max_seq_length,
+        "doc_stride": data.doc_stride,
+        "per_device_eval_batch_size": run.per_device_eval_batch_size,
+        "pad_to_max_length": data.pad_to_max_length,
+        "precision": next(
+            (name for name in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval") if getattr(run, name)), "float32"
+        ),
+        "processes": run.world_size,
+    }
+    return {"run": run_settings, "environment": environment()}
 
 
 def environment() -> dict:

@@ -11,16 +11,16 @@ Stages run in the order train, evaluate, search, predict and meet only through t
 run_qa.py --help` explains every flag.
 """
 
-import json
 import logging
 import sys
 from pathlib import Path
 
 import datasets
+import torch
 import transformers
 from safetensors.torch import load_model as load_weights
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_callback import TrainerState
 
 from arguments import Arguments
 from benchmark import benchmark_model
@@ -36,39 +36,29 @@ from length_drop import (
     parse_length_config,
     validate_length_config,
 )
-from loading import (
-    QuestionSet,
-    RunError,
-    begin_output_dir,
-    load_data,
-    load_model,
-    make_trainer,
-    prepare_output_dir,
-)
+from loading import QuestionSet, load_data, load_model, make_trainer
 from model_card import write_model_card
+from output_folder import begin_output_dir, forget_scores, last_checkpoint, prepare_output_dir, trainer_state
 from plots import PlotError, plot_loss_curve
-from results_qa import environment, write_json
+from results_qa import RunError, how_made, write_json, write_results
 from search_qa import choose_from, search
 from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import write_answers
 
 logger = logging.getLogger("run_qa")
-OUR_MODULES = ("run_qa", "loading", "data_qa", "candidate_store", "evolution", "search_qa", "utils_qa")
+OUR_MODULES = (
+    "run_qa",
+    "loading",
+    "output_folder",
+    "data_qa",
+    "candidate_store",
+    "evolution",
+    "search_qa",
+    "utils_qa",
+)
 
 
-# ---- results -------------------------------------------------------------------------------------------------------
-
-
-def write_results(args: Arguments, stage: str, results: dict) -> None:
-    """Write {stage}_results.json with its environment, and gather all stages' results in all_results.json."""
-    folder = Path(args.run.output_dir)
-    write_json(folder / f"{stage}_results.json", results | {"environment": environment()})
-    gathered = {}
-    for name in ("train", "eval", "search", "predict"):
-        if (folder / f"{name}_results.json").is_file():
-            gathered |= json.loads((folder / f"{name}_results.json").read_text(encoding="utf-8"))
-    gathered.pop("candidates", None)  # hundreds of configs; they stay in search_results.json
-    write_json(folder / "all_results.json", gathered)
+# ---- length configs ----------------------------------------------------------------------------------------------
 
 
 def full_config(args: Arguments, config) -> tuple[int, ...]:
@@ -115,28 +105,32 @@ def train(trainer: QuestionAnsweringTrainer, args: Arguments, checkpoint: str | 
     """Train from `checkpoint` or from the start; leaves model, tokenizer, trainer state, results and loss curve."""
     if args.length_adaptive.length_adaptive:
         trainer.model.config.length_config_max_length = args.data.max_seq_length
-    first_step = steps_done(checkpoint)
+    first_step = trainer_state(checkpoint)["global_step"] if checkpoint else 0
     if 0 < args.run.max_steps <= first_step:  # the Trainer would take one more step
         load_weights(trainer.model, Path(checkpoint, "model.safetensors"))
+        trainer.state, metrics = TrainerState.load_from_json(Path(checkpoint, "trainer_state.json")), {}
     else:
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-        trainer.save_state()
-    trainer.save_model()
-    if first_step and trainer.state.global_step in (0, first_step):
+    complete = first_step and trainer.state.global_step == first_step
+    if complete:
         logger.info("training was complete already; a larger --num_train_epochs or --max_steps continues it")
+        metrics = {"epoch": trainer.state.epoch}  # loss and time are those of no step at all
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        leave_training_results(trainer, args, metrics, complete)
+
+
+def leave_training_results(trainer: QuestionAnsweringTrainer, args: Arguments, metrics: dict, complete: bool) -> None:
+    """Results and loss curve of a training; if it was `complete` before, only where a kill has kept them away."""
+    folder = Path(args.run.output_dir)
+    if complete and (folder / "train_results.json").is_file():
         return
+    forget_scores(folder)
     metrics["train_samples"] = len(trainer.train_dataset)
     trainer.log_metrics("train", metrics)
-    if trainer.is_world_process_zero():
-        write_results(args, "train", metrics)
-        draw_losses(args, trainer.state.log_history)
-
-
-def steps_done(checkpoint: str | None) -> int:
-    """Optimiser steps that the checkpoint to continue from has behind it."""
-    if checkpoint is None:
-        return 0
-    return json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    write_results(args, "train", metrics)
+    draw_losses(args, trainer.state.log_history)
 
 
 def draw_losses(args: Arguments, log_history: list[dict]) -> None:
@@ -170,13 +164,12 @@ def benchmark(trainer, args: Arguments, questions: QuestionSet, length_config: t
     columns = [name for name in trainer.processing_class.model_input_names if name in questions.features.column_names]
     batch = collate([{name: row[name] for name in columns} for row in questions.features.select(range(size))])
     full = full_config(args, trainer.model.config)
-    rows = benchmark_model(
-        trainer.model, dict(batch), {lengths: lengths for lengths in (length_config, full)}, args.run.bf16
-    )
+    half = torch.bfloat16 if args.run.bf16 else torch.float16 if args.run.fp16 else None
+    configs = {lengths: lengths for lengths in (length_config, full)}
+    rows = benchmark_model(trainer.model, dict(batch), configs, autocast=half)
     for lengths, row in rows.items():
         row |= cost_facts(args, trainer.model.config, lengths)
-    results = {"environment": environment(), "rows": list(rows.values())}
-    write_json(Path(args.run.output_dir, "benchmark_results.json"), results)
+    write_json(Path(args.run.output_dir, "benchmark_results.json"), how_made(args) | {"rows": list(rows.values())})
     median, full_median = (rows[lengths]["latency_ms_median"] for lengths in (length_config, full))
     return {"eval_latency_ms": round(median / size, 3), "eval_speedup": round(full_median / median, 3)}
 
@@ -190,7 +183,7 @@ def measure_rates(trainer: QuestionAnsweringTrainer, args: Arguments, questions:
         metrics = without_timing(metrics) if args.run.accuracy_only else metrics
         rows.append({"rate": rate, **cost_facts(args, config, length_config), **metrics})
         if trainer.is_world_process_zero():
-            results = {"environment": environment(), "eval_samples": len(questions.examples), "rows": rows}
+            results = how_made(args) | {"eval_samples": len(questions.examples), "rows": rows}
             write_json(Path(args.run.output_dir, "measure_rate_results.json"), results)
     logger.info("constant ratios:\n%s", rate_table(rows))
 
@@ -281,7 +274,7 @@ def set_up_output(args: Arguments) -> None:
 def interruption(args: Arguments) -> str:
     """What Ctrl-C leaves, and what the same command does next."""
     folder = Path(args.run.output_dir)
-    checkpoint = get_last_checkpoint(str(folder)) if args.run.do_train and folder.is_dir() else None
+    checkpoint = last_checkpoint(folder) if args.run.do_train else None
     command = "the same command" + (" without --overwrite_output_dir" if args.run.overwrite_output_dir else "")
     if args.search.do_search and (folder / "search_store.jsonl").is_file():
         return f"{command} continues the search with the scores in {folder / 'search_store.jsonl'}."

@@ -159,6 +159,15 @@ def test_a_stage_without_data_is_refused(stage, split, capsys):
     assert f"--do_{stage}" in message and f"--{split}_file" in message and "--dataset_name" in message
 
 
+@pytest.mark.parametrize(
+    "flag", ["--model_name_or_path", "--config_name", "--tokenizer_name", "--load_store_file", "--length_config_from"]
+)
+def test_overwriting_may_not_clear_what_the_run_reads(flag, capsys):
+    given = [*BASE, "--do_eval", "--do_search", "--max_f1_drop", "1", "--output_dir", "out", flag, "out/part"]
+    assert f"{flag} out/part" in refusal(capsys, [*given, "--overwrite_output_dir"])
+    parse_args(given)
+
+
 @pytest.mark.parametrize("missing", ["model_name_or_path", "output_dir"])
 def test_the_required_flags_are_required(missing, capsys):
     given = {"model_name_or_path": "m", "output_dir": "out", "dataset_name": "d"}

@@ -57,6 +57,70 @@ def test_a_finished_training_is_left_alone_unless_more_is_asked_for(flag, amount
     assert [row["step"] for row in state["log_history"] if "loss" in row] == list(range(1, 2 * steps + 1))
 
 
+def test_a_kill_while_a_checkpoint_is_written_falls_back_to_the_one_before(train, tmp_path, caplog):
+    few = ("--max_train_samples", 6, "--save_steps", 1, "--max_steps", 2)
+    assert train(*few) == 0
+    weights = digest(tmp_path / "out")["model.safetensors"]
+    (tmp_path / "out/checkpoint-2/trainer_state.json").unlink()  # which the Trainer writes last
+    assert train(*few) == 0
+    assert "continuing from" in caplog.text and "checkpoint-1;" in caplog.text
+    assert digest(tmp_path / "out")["model.safetensors"] == weights
+
+
+@pytest.mark.parametrize(("flag", "amount"), [("--max_steps", 2), ("--num_train_epochs", 1)])
+def test_a_kill_after_the_last_checkpoint_leaves_nothing_unwritten_in_the_end(flag, amount, train, tmp_path):
+    few = ("--max_train_samples", 6, flag, amount)
+    assert train(*few) == 0
+    before = set(digest(tmp_path / "out"))
+    for path in tmp_path.glob("out/*"):
+        if path.name != "run_args.json" and not path.is_dir():
+            path.unlink()
+    assert train(*few) == 0
+    assert set(digest(tmp_path / "out")) == before
+    assert (
+        read(tmp_path / "out/train_results.json")["train_samples"]
+        == read(tmp_path / "out/all_results.json")["train_samples"]
+    )
+
+
+def test_further_training_forgets_the_scores_of_the_weights_it_changed(train, squad_v1_file, tmp_path):
+    assert train("--num_train_epochs", 1, "--validation_file", squad_v1_file, "--do_eval") == 0
+    assert "eval_f1" in read(tmp_path / "out/all_results.json")
+    assert train("--num_train_epochs", 2) == 0
+    assert "eval_f1" not in read(tmp_path / "out/all_results.json")
+    assert not list(tmp_path.glob("out/eval_*")) and "eval_f1" not in (tmp_path / "out/README.md").read_text()
+
+
+def test_evaluating_never_clears_a_folder(train, encoder, squad_v1_file, tmp_path):
+    assert train("--max_steps", 1) == 0
+    before = digest(tmp_path / "out")
+    flags = ("--validation_file", squad_v1_file, "--do_eval", "--overwrite_output_dir")
+    succeed("--model_name_or_path", encoder, *flags, "--output_dir", tmp_path / "out")
+    after = digest(tmp_path / "out")
+    assert all(after[name] == before[name] for name in before if name != "all_results.json")
+
+
+def test_resuming_from_elsewhere_spares_the_run_in_the_folder(train, tmp_path, capsys):
+    assert train("--max_steps", 1) == 0
+    shutil.move(tmp_path / "out", tmp_path / "other")
+    assert train("--max_steps", 1, "--seed", 7) == 0
+    before = digest(tmp_path / "out")
+    assert train("--max_steps", 2, "--resume_from_checkpoint", tmp_path / "other/checkpoint-1") == 1
+    assert "holds another run" in capsys.readouterr().err and digest(tmp_path / "out") == before
+
+
+def test_resume_false_does_not_resume(train, tmp_path, capsys):
+    assert train("--max_steps", 1) == 0
+    assert train("--max_steps", 2, "--resume_from_checkpoint", "false") == 1
+    assert "holds checkpoints" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_optimiser_state_is_not_continued(train, capsys):
+    assert train("--max_steps", 1, "--save_only_model") == 0
+    assert train("--max_steps", 2, "--save_only_model") == 1
+    assert "--save_only_model" in capsys.readouterr().err
+
+
 def test_other_settings_in_the_same_folder_are_refused_by_name(train, tmp_path, capsys):
     assert train("--max_steps", 1) == 0
     before = digest(tmp_path / "out")
