@@ -11,11 +11,11 @@ TEMPLATE = """---
 
 # {name}
 
-A length-adaptive question-answering reader made with QuaLA: one set of weights that runs at any compute budget, because
-tokens are dropped layer by layer and restored at the end.
+A question-answering reader made with QuaLA: one set of weights that runs at any length config, where tokens are dropped
+layer by layer and restored at the end.
 
 - Base model: {base_model}
-- Data: {data}
+- Training: {training}
 - Sequence length: {max_seq_length} tokens, stride {doc_stride}
 
 ## Use
@@ -39,11 +39,15 @@ always runs at full length and ignores `length_config`.
 """
 
 
-def write_model_card(folder: Path, *, base_model: str, data: str, max_seq_length: int, doc_stride: int) -> None:
-    """Write README.md from config.json and the result files in `folder`."""
+def write_model_card(folder: Path, *, base_model: str, training: str, max_seq_length: int, doc_stride: int) -> None:
+    """Write README.md from config.json and the result files in `folder`; `training` says on what and how, in words."""
     config = read(folder / "config.json")
     scores = {name: value for name, value in read(folder / "eval_results.json").items() if is_score(name, value)}
+    searched = read(folder / "search_results.json").get("full")
+    if searched and not scores:
+        scores = {"F1 at full length": searched["score"]}
     configs = config.get("length_configs") or []
+    example = config.get("length_config") or (configs[len(configs) // 2]["length_config"] if configs else None)
     header = ModelCardData(
         tags=["question-answering", "length-adaptive"],
         base_model=base_model if not Path(base_model).exists() else None,
@@ -56,11 +60,11 @@ def write_model_card(folder: Path, *, base_model: str, data: str, max_seq_length
             name=folder.resolve().name,
             folder=folder,
             base_model=base_model,
-            data=data,
+            training=training,
             max_seq_length=max_seq_length,
             doc_stride=doc_stride,
             model_type=config["model_type"],
-            keyword=f", length_config={tuple(configs[0]['length_config'])}" if configs else "",
+            keyword=f", length_config={tuple(example)}" if example else "",
             results=table(("metric", "value"), scores.items()) if scores else "Not evaluated in this run.",
             configs=config_table(config)
             if configs
@@ -70,7 +74,10 @@ def write_model_card(folder: Path, *, base_model: str, data: str, max_seq_length
 
 
 def is_score(name: str, value: object) -> bool:
-    return isinstance(value, (int, float)) and ("f1" in name or "exact" in name or "macs" in name)
+    """Whether a result belongs on the card: EM and F1, and the length config and MACs they were reached with."""
+    return name == "eval_length_config" or (
+        isinstance(value, (int, float)) and ("f1" in name or "exact" in name or "macs" in name)
+    )
 
 
 def config_table(config: dict) -> str:

@@ -226,6 +226,16 @@ def report(trainer: QuestionAnsweringTrainer, args: Arguments, stage: str, metri
         write_answers(answers, args.run.output_dir, stage)
 
 
+def describe_training(args: Arguments) -> str:
+    """The model card's words for what this run has done to the base model's weights."""
+    if not args.run.do_train:
+        return (
+            f"the base model's own; length configs searched on {args.data.validation_file or args.data.dataset_name}"
+        )
+    how = "with LengthDrop" if args.length_adaptive.length_adaptive else "at full length only (no LengthDrop)"
+    return f"{args.data.train_file or args.data.dataset_name}, {how}"
+
+
 def run(args: Arguments) -> None:
     """The stages asked for, in their fixed order."""
     set_seed(args.run.seed)
@@ -250,7 +260,7 @@ def run(args: Arguments) -> None:
         write_model_card(
             Path(args.run.output_dir),
             base_model=args.model.model_name_or_path,
-            data=args.data.train_file or args.data.dataset_name or args.data.validation_file,
+            training=describe_training(args),
             max_seq_length=args.data.max_seq_length,
             doc_stride=args.data.doc_stride,
         )

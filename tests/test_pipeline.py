@@ -48,8 +48,20 @@ def test_the_card_says_base_model_data_scores_and_how_to_load(fine_tuned, encode
     assert f'Reader.from_pretrained("{fine_tuned}")' in card and "64 tokens" in card
 
 
+def test_results_say_what_was_evaluated_and_how(fine_tuned, encoder, squad_v1_file):
+    made = read(fine_tuned / "eval_results.json")["run"]
+    assert made["model_name_or_path"] == str(encoder) and made["validation_file"] == str(squad_v1_file)
+    assert (made["max_seq_length"], made["doc_stride"], made["precision"], made["processes"]) == (64, 16, "float32", 1)
+
+
+def test_the_card_says_whether_length_drop_trained_the_weights(fine_tuned, dynamic, searched):
+    cards = [(folder / "README.md").read_text(encoding="utf-8") for folder in (fine_tuned, dynamic, searched)]
+    assert "no LengthDrop" in cards[0] and "with LengthDrop" in cards[1] and "the base model's own" in cards[2]
+
+
 def test_the_card_of_a_search_lists_its_frontier(searched):
     card = (searched / "README.md").read_text(encoding="utf-8")
+    assert str(read(searched / "search_results.json")["full"]["score"]) in card
     assert all(str(tuple(row["length_config"])) in card for row in read(searched / "search_results.json")["frontier"])
 
 
