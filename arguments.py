@@ -59,7 +59,10 @@ class DataArguments:
     doc_stride: int = field(default=128, metadata={"help": "Tokens that neighbouring windows share."})
     pad_to_max_length: bool = field(
         default=False,
-        metadata={"help": "Pad each batch to --max_seq_length, not to its longest member. Same answers, but slower."},
+        metadata={
+            "help": "Pad each batch to --max_seq_length, not to its longest member. Same answers, but slower. Training "
+            "losses depend on it a little, as in the stock models: their softmax runs over the padding too."
+        },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first N training questions only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first N validation questions only."})

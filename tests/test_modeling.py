@@ -23,7 +23,7 @@ SIZES = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 64,
-    "max_position_embeddings": 130,
+    "max_position_embeddings": 386,
     "initializer_range": 0.4,  # attention far from uniform, so that a wrong selection shows
 }
 FAMILIES = {
@@ -131,7 +131,7 @@ def test_padding_never_changes_a_prediction(family, length_config):
     model, _, padding = family
     lengths = (50, 20, 7)
     reference = logits(model, batch(lengths, 50, padding), length_config=length_config)
-    for padded_to in (64, 128):
+    for padded_to in (64, 128, 384):
         outputs = logits(model, batch(lengths, padded_to, padding), length_config=length_config)
         for row, length in enumerate(lengths):
             assert (outputs - torch.nn.functional.pad(reference, (0, padded_to - 50)))[
