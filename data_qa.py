@@ -58,7 +58,7 @@ def load_splits(
 
     `dataset_name` is a hub id, or a folder with raw SQuAD or other files by split or with what load_dataset reads.
     `data_files` maps splits to files, which win over the dataset's splits. Questions without an answer have empty
-    lists; only the test split may leave answers out. DataError if anything cannot be had or read.
+    lists; only the test split may leave answers out, which are null then. DataError if anything cannot be had or read.
     """
     splits, mode = {}, DownloadMode.FORCE_REDOWNLOAD if overwrite_cache else DownloadMode.REUSE_DATASET_IF_EXISTS
     files = find_files(dataset_name) if dataset_name else {}
@@ -114,7 +114,7 @@ def conform(dataset: Dataset, split: str, name: str) -> Dataset:
     if set(missing) - optional:
         lacking = ", ".join(column for column in missing if column not in optional)
         raise DataError(f"{name}, split {split}: no column {lacking}; needed are {', '.join(FEATURES)}.")
-    empty = {"title": "", "answers": {"text": [], "answer_start": []}}
+    empty = {"title": "", "answers": None}
     for column in missing:
         dataset = dataset.add_column(column, [empty[column]] * len(dataset), feature=FEATURES[column])
     dataset = dataset.select_columns(list(FEATURES))
@@ -251,15 +251,13 @@ def flat_record(raw: object, answers_required: bool) -> dict:
             raise DataError(f"has a {name} that is no text; quote it.")
     if not raw["context"].strip():
         raise DataError("has an empty context; add the passage or remove the question.")
-    answers = flat_answers(raw.get("answers") or [])
-    for text, start in zip(answers["text"], answers["answer_start"]):
-        check_answer(raw["context"], text, start)
     names = {"id": str(raw["id"]), "title": str(raw.get("title") or "")}
+    answers = None if raw.get("answers") is None else flat_answers(raw["answers"] or [], raw["context"])
     return names | {"context": raw["context"], "question": raw["question"], "answers": answers}
 
 
-def flat_answers(answers: object) -> dict[str, list]:
-    """{text: [...], answer_start: [...]} of that form or of SQuAD's list of {text, answer_start}."""
+def flat_answers(answers: object, context: str) -> dict[str, list]:
+    """{text: [...], answer_start: [...]} of that form or of SQuAD's list of {text, answer_start}, all in `context`."""
     try:
         if isinstance(answers, list):
             answers = {name: [answer[name] for answer in answers] for name in ("text", "answer_start")}
@@ -270,6 +268,8 @@ def flat_answers(answers: object) -> dict[str, list]:
         raise DataError(f"has {len(texts)} answer texts but {len(starts)} answer_start; give one for each.")
     if not all(isinstance(text, str) for text in texts) or not all(type(start) is int for start in starts):
         raise DataError("has an answer whose text is no text or whose answer_start is no whole number; correct it.")
+    for text, start in zip(texts, starts):
+        check_answer(context, text, start)
     return {"text": texts, "answer_start": starts}
 
 

@@ -315,8 +315,11 @@ def best_threshold(gain: np.ndarray, null: np.ndarray, unanswered_score: float) 
 
 
 def score_answers(answers: Answers, examples: Dataset, version_2: bool) -> dict[str, float]:
-    """SquadMetric of `answers`; the no-answer probability of version 2 is the sigmoid of the null odds."""
-    golds = dict(zip(examples["id"][:], examples["answers"][:]))
+    """SquadMetric of `answers`; the no-answer probability of version 2 is the sigmoid of the null odds.
+
+    Questions whose gold answers are not known (null) do not count.
+    """
+    golds = {name: gold for name, gold in zip(examples["id"][:], examples["answers"][:]) if gold}
     predictions = [{"id": name, "prediction_text": answers.texts[name]} for name in golds]
     if version_2:
         if answers.null_odds is None:
