@@ -172,7 +172,7 @@ def read_json(path: str) -> Iterator[tuple[str, object]]:
     """(place, record) for every question of raw SQuAD, {"data": [...]}, a bare list, or JSON lines."""
     text = read_text(path)
     try:
-        content = json.loads(text) if text.strip() and Path(path).suffix == ".json" else None
+        content = parse_json(text) if text.strip() and Path(path).suffix == ".json" else None
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise DataError(f"{path}: line {error.lineno} is not valid JSON ({error.msg}); repair it.") from None
@@ -191,11 +191,21 @@ def read_json(path: str) -> Iterator[tuple[str, object]]:
             yield f"record {number}", raw
 
 
+def parse_json(text: str) -> object:
+    """json.loads, with JSONDecodeError for every text that Python cannot read (deep nesting, numbers of 5,000 digits)."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise json.JSONDecodeError(str(error), text, 0) from None
+
+
 def read_json_lines(path: str, text: str) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
+                yield f"line {number}", parse_json(line)
             except json.JSONDecodeError as error:
                 message = f"{path}: line {number} is not valid JSON ({error.msg}); write one object a line."
                 raise DataError(message) from None
@@ -208,7 +218,7 @@ def read_csv(path: str) -> Iterator[tuple[str, dict]]:
         for number, row in enumerate(rows, start=1):
             where = f"record {number}"
             if row.get("answers"):
-                row["answers"] = json.loads(row["answers"])
+                row["answers"] = parse_json(row["answers"])
             elif "answers" in row:
                 row["answers"] = []
             yield where, row
@@ -251,9 +261,12 @@ def flat_record(raw: object, answers_required: bool) -> dict:
             raise DataError(f"has a {name} that is no text; quote it.")
     if not raw["context"].strip():
         raise DataError("has an empty context; add the passage or remove the question.")
-    names = {"id": str(raw["id"]), "title": str(raw.get("title") or "")}
+    texts = {"id": str(raw["id"]), "title": str(raw.get("title") or "")}
+    texts |= {"context": raw["context"], "question": raw["question"]}
+    for name, text in texts.items():
+        check_characters(name, text)
     answers = None if raw.get("answers") is None else flat_answers(raw["answers"] or [], raw["context"])
-    return names | {"context": raw["context"], "question": raw["question"], "answers": answers}
+    return texts | {"answers": answers}
 
 
 def flat_answers(answers: object, context: str) -> dict[str, list]:
@@ -271,6 +284,14 @@ def flat_answers(answers: object, context: str) -> dict[str, list]:
     for text, start in zip(texts, starts):
         check_answer(context, text, start)
     return {"text": texts, "answer_start": starts}
+
+
+def check_characters(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"half a character ({text[error.start]!a})"
+        raise DataError(f"has {half} at character {error.start} of its {name}; write the whole one.") from None
 
 
 def check_answer(context: str, text: str, start: int) -> None:
