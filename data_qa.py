@@ -213,20 +213,27 @@ def read_json_lines(path: str, text: str) -> Iterator[tuple[str, object]]:
 
 def read_csv(path: str) -> Iterator[tuple[str, dict]]:
     """(place, record) for every row; the cell `answers` holds JSON, an empty one no answer."""
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    for number, row in enumerate(csv_rows(path), start=1):
+        where = f"record {number}"
+        try:
+            if row.get("answers") is not None:
+                row["answers"] = parse_json(row["answers"] or "[]")
+        except json.JSONDecodeError:
+            example = '{"text": ["..."], "answer_start": [0]}'
+            raise DataError(f"{path}: {where} has no valid JSON in the column answers; write {example}.") from None
+        yield where, row
+
+
+def csv_rows(path: str) -> list[dict]:
+    text = read_text(path)
+    limit = csv.field_size_limit(len(text))  # of the whole process: the usual 131,072 characters are too few
     try:
-        for number, row in enumerate(rows, start=1):
-            where = f"record {number}"
-            if row.get("answers"):
-                row["answers"] = parse_json(row["answers"])
-            elif "answers" in row:
-                row["answers"] = []
-            yield where, row
-    except json.JSONDecodeError:
-        example = '{"text": ["..."], "answer_start": [0]}'
-        raise DataError(f"{path}: {where} has no valid JSON in the column answers; write {example}.") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: line {rows.line_num} is not valid CSV ({error}); repair it.") from None
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if len(rows.fieldnames or []) == 1:
+            raise DataError(f"{path}: line 1 has one column, {rows.fieldnames[0]!r}; separate the cells by commas.")
+        return list(rows)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def read_text(path: str) -> str:
@@ -265,7 +272,7 @@ def flat_record(raw: object, answers_required: bool) -> dict:
     texts |= {"context": raw["context"], "question": raw["question"]}
     for name, text in texts.items():
         check_characters(name, text)
-    answers = None if raw.get("answers") is None else flat_answers(raw["answers"] or [], raw["context"])
+    answers = None if raw.get("answers") is None else flat_answers(raw["answers"], raw["context"])
     return texts | {"answers": answers}
 
 
@@ -274,9 +281,11 @@ def flat_answers(answers: object, context: str) -> dict[str, list]:
     try:
         if isinstance(answers, list):
             answers = {name: [answer[name] for answer in answers] for name in ("text", "answer_start")}
-        texts, starts = list(answers["text"]), list(answers["answer_start"])
+        texts, starts = answers["text"], answers["answer_start"]
     except (KeyError, TypeError):
         raise DataError("has answers without text and answer_start; give both.") from None
+    if not isinstance(texts, list) or not isinstance(starts, list):
+        raise DataError("has answers whose text or answer_start is no list; put both in [ ].")
     if len(texts) != len(starts):
         raise DataError(f"has {len(texts)} answer texts but {len(starts)} answer_start; give one for each.")
     if not all(isinstance(text, str) for text in texts) or not all(type(start) is int for start in starts):

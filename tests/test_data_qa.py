@@ -124,6 +124,17 @@ MALFORMED = {
         changed(answers={"text": ["Elbe"]}),
         ["without text and answer_start", "give"],
     ),
+    "answers not in lists": (
+        "a.jsonl",
+        changed(answers={"text": "Elbe", "answer_start": 4}),
+        ["text or answer_start is no list", "in [ ]"],
+    ),
+    "empty text as answers": ("a.jsonl", changed(answers=""), ["without text and answer_start", "give both"]),
+    "semicolons": (
+        "a.csv",
+        "id;context;question;answers\n1;The Elbe.;What?;\n",
+        ["one column, 'id;context;question;answers'", "separate the cells by commas"],
+    ),
     "offset as text": ("a.jsonl", changed(answers={"text": ["Elbe"], "answer_start": ["4"]}), ["no whole number"]),
     "unequal lists": ("a.jsonl", changed(answers={"text": ["Elbe"], "answer_start": []}), ["1 answer texts but 0"]),
     "duplicate id": ("a.jsonl", f"{changed()}\n{changed()}", ["line 2 (id 'q1')", "earlier question", "its own"]),
@@ -157,6 +168,15 @@ def test_malformed_input_gives_one_line_naming_file_record_and_remedy(case, tmp_
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"{path}: "), message
     assert all(part in message for part in parts), message
+
+
+def test_a_csv_cell_may_be_longer_than_the_csv_module_allows(tmp_path):
+    limit, context = csv.field_size_limit(), "word " * 30_000
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,context,question,answers\n1,{context},What?,\n")
+    rows = list(read_records(str(path)))
+    assert rows[0]["context"] == context and rows[0]["answers"] == {"text": [], "answer_start": []}
+    assert csv.field_size_limit() == limit  # the limit of other readers in this process
 
 
 def test_a_missing_file_and_no_data_at_all_name_the_flag():
