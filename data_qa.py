@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datasets import (
@@ -74,7 +74,8 @@ def load_splits(
                 f"--dataset_name {dataset_name} cannot be loaded ({one_line(error)}); without a network give "
                 "--train_file / --validation_file / --test_file, or a local folder as --dataset_name."
             ) from error
-        splits = {split: conform(splits[split], split, dataset_name) for split in SPLITS if split in splits}
+        unreplaced = [split for split in SPLITS if split in splits and split not in data_files]
+        splits = {split: conform(splits[split], split, dataset_name) for split in unreplaced}
     for split, path in (files | data_files).items():
         splits[split] = load_file(path, split, cache_dir, mode)
     if not splits:
@@ -108,20 +109,31 @@ def find_files(folder: str) -> dict[str, str]:
 
 
 def conform(dataset: Dataset, split: str, name: str) -> Dataset:
-    """`dataset` with the schema FEATURES; DataError if it lacks a column that cannot be left out."""
+    """`dataset` with the schema FEATURES and checked records; DataError if it lacks a column that cannot be left out."""
+    source = f"{name}, split {split}"
     optional = {"title"} | ({"answers"} if split == "test" else set())
     missing = [column for column in FEATURES if column not in dataset.column_names]
     if set(missing) - optional:
         lacking = ", ".join(column for column in missing if column not in optional)
-        raise DataError(f"{name}, split {split}: no column {lacking}; needed are {', '.join(FEATURES)}.")
+        raise DataError(f"{source}: no column {lacking}; needed are {', '.join(FEATURES)}.")
     empty = {"title": "", "answers": None}
     for column in missing:
         dataset = dataset.add_column(column, [empty[column]] * len(dataset), feature=FEATURES[column])
     dataset = dataset.select_columns(list(FEATURES))
     try:
-        return dataset if dataset.features == FEATURES else dataset.cast(FEATURES)
+        dataset = dataset if dataset.features == FEATURES else dataset.cast(FEATURES)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{name}, split {split}: needed are the columns {FEATURES} ({one_line(error)}).") from error
+        raise DataError(f"{source}: needed are the columns {FEATURES} ({one_line(error)}).") from error
+    for _ in checked_records(source, dataset_rows(dataset), answers_required=split != "test"):
+        pass
+    return dataset
+
+
+def dataset_rows(dataset: Dataset) -> Iterator[tuple[str, dict]]:
+    """(place, record) for every row."""
+    tables = dataset.with_format("arrow").iter(batch_size=1000)  # several times as fast as row by row
+    for number, row in enumerate((row for table in tables for row in table.to_pylist()), start=1):
+        yield f"record {number}", row
 
 
 def load_file(path: str, split: str, cache_dir: str | None = None, mode: DownloadMode | None = None) -> Dataset:
@@ -151,9 +163,15 @@ def read_records(path: str, answers_required: bool = True) -> Iterator[dict]:
 
     `plausible_answers` of SQuAD v2 are ignored. DataError names the file, the record and the remedy.
     """
+    raws = read_csv(path) if Path(path).suffix == ".csv" else read_json(path)
+    return checked_records(path, raws, answers_required)
+
+
+def checked_records(source: str, raws: Iterable[tuple[str, object]], answers_required: bool) -> Iterator[dict]:
+    """Flat records of (place, record) pairs; DataError names `source`, the file or dataset, the place and the remedy."""
     seen = set()
-    for where, raw in read_csv(path) if Path(path).suffix == ".csv" else read_json(path):
-        where = f"{path}: {where}"
+    for where, raw in raws:
+        where = f"{source}: {where}"
         if isinstance(raw, dict) and raw.get("id") is not None:
             where += f" (id {raw['id']!r})"
         try:
@@ -165,7 +183,7 @@ def read_records(path: str, answers_required: bool = True) -> Iterator[dict]:
         seen.add(record["id"])
         yield record
     if not seen:
-        raise DataError(f"{path}: holds no questions; fill it or name another file.")
+        raise DataError(f"{source}: holds no questions; fill it or name another file.")
 
 
 def read_json(path: str) -> Iterator[tuple[str, object]]:

@@ -247,6 +247,24 @@ def test_a_dataset_without_a_needed_column_is_refused_with_its_name(tmp_path):
         load_splits(dataset_name=str(tmp_path / "saved"), data_files={})
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([RECORD, RECORD], r"record 2 \(id 'q1'\) has the id of an earlier question"),
+        ([RECORD, RECORD | {"id": "q2", "context": None}], r"record 2 \(id 'q2'\) has no context; add it"),
+        (
+            [RECORD | {"answers": WRONG_ANSWER}],
+            r"record 1 \(id 'q1'\) has the answer 'Elbe', which is not at character 5",
+        ),
+        ([RECORD, RECORD | {"id": "q2", "answers": None}], r"record 2 \(id 'q2'\) has no answers; add it"),
+    ],
+)
+def test_records_of_a_dataset_are_checked_like_those_of_a_file(rows, message, tmp_path):
+    Dataset.from_list(rows, features=FEATURES).to_parquet(tmp_path / "validation-0.parquet")
+    with pytest.raises(DataError, match=f"^{tmp_path}, split validation: {message}"):
+        load_splits(dataset_name=str(tmp_path), data_files={})
+
+
 def test_squad_is_an_alias_and_the_hub_out_of_reach_gives_one_line_with_the_remedy(caplog):
     with caplog.at_level(logging.INFO, logger="data_qa"), pytest.raises(DataError) as caught:
         load_splits(dataset_name="squad", data_files={})
