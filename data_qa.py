@@ -126,6 +126,7 @@ def conform(dataset: Dataset, split: str, name: str) -> Dataset:
         raise DataError(f"{source}: needed are the columns {FEATURES} ({one_line(error)}).") from error
     for _ in checked_records(source, dataset_rows(dataset), answers_required=split != "test"):
         pass
+    dataset.info.description = source
     return dataset
 
 
@@ -155,7 +156,9 @@ def load_file(path: str, split: str, cache_dir: str | None = None, mode: Downloa
         builder.download_and_prepare(download_mode=mode)
     except DatasetGenerationError as error:
         raise error.__cause__ if isinstance(error.__cause__, DataError) else error from None
-    return builder.as_dataset(split=split)
+    dataset = builder.as_dataset(split=split)
+    dataset.info.description = path  # what later messages about a question name
+    return dataset
 
 
 def read_records(path: str, answers_required: bool = True) -> Iterator[dict]:

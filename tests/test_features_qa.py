@@ -1,5 +1,6 @@
 """The windows made of questions, against windows cut by hand, and the cache of them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -123,6 +124,15 @@ def test_collator_pads_to_the_batch_or_to_the_maximum(tokenizer, examples):
 def test_lengths_that_do_not_fit_are_refused_with_the_flag(lengths, message, bert_tokenizer, examples):
     with pytest.raises(DataError, match=message):
         featurize(examples, bert_tokenizer, **lengths, training=False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_context_without_a_token_is_refused_with_file_and_question(training, bert_tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    record = {"id": "q1", "context": "\u200b", "question": "What is long?", "answers": []}
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=rf"^{path}: question 'q1' has a context without a token; add the passage"):
+        featurize(load(path), bert_tokenizer, **LENGTHS, training=training)
 
 
 SECOND_PROCESS = """
