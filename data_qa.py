@@ -109,7 +109,7 @@ def find_files(folder: str) -> dict[str, str]:
 
 
 def conform(dataset: Dataset, split: str, name: str) -> Dataset:
-    """`dataset` with the schema FEATURES and checked records; DataError if it lacks a column that cannot be left out."""
+    """`dataset` with the schema FEATURES, its records checked; DataError if it lacks a column that must be there."""
     source = f"{name}, split {split}"
     optional = {"title"} | ({"answers"} if split == "test" else set())
     missing = [column for column in FEATURES if column not in dataset.column_names]
@@ -171,7 +171,7 @@ def read_records(path: str, answers_required: bool = True) -> Iterator[dict]:
 
 
 def checked_records(source: str, raws: Iterable[tuple[str, object]], answers_required: bool) -> Iterator[dict]:
-    """Flat records of (place, record) pairs; DataError names `source`, the file or dataset, the place and the remedy."""
+    """Flat records of (place, record) pairs; DataError names `source` (file or dataset), place and remedy."""
     seen = set()
     for where, raw in raws:
         where = f"{source}: {where}"
@@ -213,7 +213,7 @@ def read_json(path: str) -> Iterator[tuple[str, object]]:
 
 
 def parse_json(text: str) -> object:
-    """json.loads, with JSONDecodeError for every text that Python cannot read (deep nesting, numbers of 5,000 digits)."""
+    """json.loads, with JSONDecodeError also for what is nested too deeply and for numbers of 5,000 digits."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
