@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datasets import (
@@ -58,7 +58,7 @@ def load_splits(
 
     `dataset_name` is a hub id, or a folder with raw SQuAD or other files by split or with what load_dataset reads.
     `data_files` maps splits to files, which win over the dataset's splits. Questions without an answer have empty
-    lists; only the test split may leave answers out. DataError if anything cannot be had or read.
+    lists; only the test split may leave answers out, which are null then. DataError if anything cannot be had or read.
     """
     splits, mode = {}, DownloadMode.FORCE_REDOWNLOAD if overwrite_cache else DownloadMode.REUSE_DATASET_IF_EXISTS
     files = find_files(dataset_name) if dataset_name else {}
@@ -74,7 +74,8 @@ def load_splits(
                 f"--dataset_name {dataset_name} cannot be loaded ({one_line(error)}); without a network give "
                 "--train_file / --validation_file / --test_file, or a local folder as --dataset_name."
             ) from error
-        splits = {split: conform(splits[split], split, dataset_name) for split in SPLITS if split in splits}
+        unreplaced = [split for split in SPLITS if split in splits and split not in data_files]
+        splits = {split: conform(splits[split], split, dataset_name) for split in unreplaced}
     for split, path in (files | data_files).items():
         splits[split] = load_file(path, split, cache_dir, mode)
     if not splits:
@@ -108,20 +109,32 @@ def find_files(folder: str) -> dict[str, str]:
 
 
 def conform(dataset: Dataset, split: str, name: str) -> Dataset:
-    """`dataset` with the schema FEATURES; DataError if it lacks a column that cannot be left out."""
+    """`dataset` with the schema FEATURES, its records checked; DataError if it lacks a column that must be there."""
+    source = f"{name}, split {split}"
     optional = {"title"} | ({"answers"} if split == "test" else set())
     missing = [column for column in FEATURES if column not in dataset.column_names]
     if set(missing) - optional:
         lacking = ", ".join(column for column in missing if column not in optional)
-        raise DataError(f"{name}, split {split}: no column {lacking}; needed are {', '.join(FEATURES)}.")
-    empty = {"title": "", "answers": {"text": [], "answer_start": []}}
+        raise DataError(f"{source}: no column {lacking}; needed are {', '.join(FEATURES)}.")
+    empty = {"title": "", "answers": None}
     for column in missing:
         dataset = dataset.add_column(column, [empty[column]] * len(dataset), feature=FEATURES[column])
     dataset = dataset.select_columns(list(FEATURES))
     try:
-        return dataset if dataset.features == FEATURES else dataset.cast(FEATURES)
+        dataset = dataset if dataset.features == FEATURES else dataset.cast(FEATURES)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{name}, split {split}: needed are the columns {FEATURES} ({one_line(error)}).") from error
+        raise DataError(f"{source}: needed are the columns {FEATURES} ({one_line(error)}).") from error
+    for _ in checked_records(source, dataset_rows(dataset), answers_required=split != "test"):
+        pass
+    dataset.info.description = source
+    return dataset
+
+
+def dataset_rows(dataset: Dataset) -> Iterator[tuple[str, dict]]:
+    """(place, record) for every row."""
+    tables = dataset.with_format("arrow").iter(batch_size=1000)  # several times as fast as row by row
+    for number, row in enumerate((row for table in tables for row in table.to_pylist()), start=1):
+        yield f"record {number}", row
 
 
 def load_file(path: str, split: str, cache_dir: str | None = None, mode: DownloadMode | None = None) -> Dataset:
@@ -143,7 +156,9 @@ def load_file(path: str, split: str, cache_dir: str | None = None, mode: Downloa
         builder.download_and_prepare(download_mode=mode)
     except DatasetGenerationError as error:
         raise error.__cause__ if isinstance(error.__cause__, DataError) else error from None
-    return builder.as_dataset(split=split)
+    dataset = builder.as_dataset(split=split)
+    dataset.info.description = path  # what later messages about a question name
+    return dataset
 
 
 def read_records(path: str, answers_required: bool = True) -> Iterator[dict]:
@@ -151,9 +166,15 @@ def read_records(path: str, answers_required: bool = True) -> Iterator[dict]:
 
     `plausible_answers` of SQuAD v2 are ignored. DataError names the file, the record and the remedy.
     """
+    raws = read_csv(path) if Path(path).suffix == ".csv" else read_json(path)
+    return checked_records(path, raws, answers_required)
+
+
+def checked_records(source: str, raws: Iterable[tuple[str, object]], answers_required: bool) -> Iterator[dict]:
+    """Flat records of (place, record) pairs; DataError names `source` (file or dataset), place and remedy."""
     seen = set()
-    for where, raw in read_csv(path) if Path(path).suffix == ".csv" else read_json(path):
-        where = f"{path}: {where}"
+    for where, raw in raws:
+        where = f"{source}: {where}"
         if isinstance(raw, dict) and raw.get("id") is not None:
             where += f" (id {raw['id']!r})"
         try:
@@ -165,14 +186,14 @@ def read_records(path: str, answers_required: bool = True) -> Iterator[dict]:
         seen.add(record["id"])
         yield record
     if not seen:
-        raise DataError(f"{path}: holds no questions; fill it or name another file.")
+        raise DataError(f"{source}: holds no questions; fill it or name another file.")
 
 
 def read_json(path: str) -> Iterator[tuple[str, object]]:
     """(place, record) for every question of raw SQuAD, {"data": [...]}, a bare list, or JSON lines."""
     text = read_text(path)
     try:
-        content = json.loads(text) if text.strip() and Path(path).suffix == ".json" else None
+        content = parse_json(text) if text.strip() and Path(path).suffix == ".json" else None
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise DataError(f"{path}: line {error.lineno} is not valid JSON ({error.msg}); repair it.") from None
@@ -191,11 +212,21 @@ def read_json(path: str) -> Iterator[tuple[str, object]]:
             yield f"record {number}", raw
 
 
+def parse_json(text: str) -> object:
+    """json.loads, with JSONDecodeError also for what is nested too deeply and for numbers of 5,000 digits."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise json.JSONDecodeError(str(error), text, 0) from None
+
+
 def read_json_lines(path: str, text: str) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
+                yield f"line {number}", parse_json(line)
             except json.JSONDecodeError as error:
                 message = f"{path}: line {number} is not valid JSON ({error.msg}); write one object a line."
                 raise DataError(message) from None
@@ -203,20 +234,27 @@ def read_json_lines(path: str, text: str) -> Iterator[tuple[str, object]]:
 
 def read_csv(path: str) -> Iterator[tuple[str, dict]]:
     """(place, record) for every row; the cell `answers` holds JSON, an empty one no answer."""
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    for number, row in enumerate(csv_rows(path), start=1):
+        where = f"record {number}"
+        try:
+            if row.get("answers") is not None:
+                row["answers"] = parse_json(row["answers"] or "[]")
+        except json.JSONDecodeError:
+            example = '{"text": ["..."], "answer_start": [0]}'
+            raise DataError(f"{path}: {where} has no valid JSON in the column answers; write {example}.") from None
+        yield where, row
+
+
+def csv_rows(path: str) -> list[dict]:
+    text = read_text(path)
+    limit = csv.field_size_limit(len(text))  # of the whole process: the usual 131,072 characters are too few
     try:
-        for number, row in enumerate(rows, start=1):
-            where = f"record {number}"
-            if row.get("answers"):
-                row["answers"] = json.loads(row["answers"])
-            elif "answers" in row:
-                row["answers"] = []
-            yield where, row
-    except json.JSONDecodeError:
-        example = '{"text": ["..."], "answer_start": [0]}'
-        raise DataError(f"{path}: {where} has no valid JSON in the column answers; write {example}.") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: line {rows.line_num} is not valid CSV ({error}); repair it.") from None
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if len(rows.fieldnames or []) == 1:
+            raise DataError(f"{path}: line 1 has one column, {rows.fieldnames[0]!r}; separate the cells by commas.")
+        return list(rows)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def read_text(path: str) -> str:
@@ -251,26 +289,39 @@ def flat_record(raw: object, answers_required: bool) -> dict:
             raise DataError(f"has a {name} that is no text; quote it.")
     if not raw["context"].strip():
         raise DataError("has an empty context; add the passage or remove the question.")
-    answers = flat_answers(raw.get("answers") or [])
-    for text, start in zip(answers["text"], answers["answer_start"]):
-        check_answer(raw["context"], text, start)
-    names = {"id": str(raw["id"]), "title": str(raw.get("title") or "")}
-    return names | {"context": raw["context"], "question": raw["question"], "answers": answers}
+    texts = {"id": str(raw["id"]), "title": str(raw.get("title") or "")}
+    texts |= {"context": raw["context"], "question": raw["question"]}
+    for name, text in texts.items():
+        check_characters(name, text)
+    answers = None if raw.get("answers") is None else flat_answers(raw["answers"], raw["context"])
+    return texts | {"answers": answers}
 
 
-def flat_answers(answers: object) -> dict[str, list]:
-    """{text: [...], answer_start: [...]} of that form or of SQuAD's list of {text, answer_start}."""
+def flat_answers(answers: object, context: str) -> dict[str, list]:
+    """{text: [...], answer_start: [...]} of that form or of SQuAD's list of {text, answer_start}, all in `context`."""
     try:
         if isinstance(answers, list):
             answers = {name: [answer[name] for answer in answers] for name in ("text", "answer_start")}
-        texts, starts = list(answers["text"]), list(answers["answer_start"])
+        texts, starts = answers["text"], answers["answer_start"]
     except (KeyError, TypeError):
         raise DataError("has answers without text and answer_start; give both.") from None
+    if not isinstance(texts, list) or not isinstance(starts, list):
+        raise DataError("has answers whose text or answer_start is no list; put both in [ ].")
     if len(texts) != len(starts):
         raise DataError(f"has {len(texts)} answer texts but {len(starts)} answer_start; give one for each.")
     if not all(isinstance(text, str) for text in texts) or not all(type(start) is int for start in starts):
         raise DataError("has an answer whose text is no text or whose answer_start is no whole number; correct it.")
+    for text, start in zip(texts, starts):
+        check_answer(context, text, start)
     return {"text": texts, "answer_start": starts}
+
+
+def check_characters(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"half a character ({text[error.start]!a})"
+        raise DataError(f"has {half} at character {error.start} of its {name}; write the whole one.") from None
 
 
 def check_answer(context: str, text: str, start: int) -> None:

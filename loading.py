@@ -45,8 +45,9 @@ class QuestionSet:
 
     @cached_property
     def has_gold(self) -> bool:
-        """Whether the answers can be scored: some question names an answer, or unanswerable ones are expected."""
-        return self.settings.version_2_with_negative or any(gold["text"] for gold in self.examples["answers"])
+        """Whether the answers can be scored: some question names an answer, or in version 2 that it has none."""
+        version_2 = self.settings.version_2_with_negative
+        return any(gold and (version_2 or gold["text"]) for gold in self.examples["answers"])
 
     def score(self, answers: Answers) -> dict[str, float]:
         """EM and F1 (0-100) without prefix; nothing for questions without gold answers."""

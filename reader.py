@@ -47,7 +47,10 @@ class Reader:
         return cls(model, AutoTokenizer.from_pretrained(folder), length, min(128, length // 3))
 
     def __call__(self, question: str, context: str, length_config: tuple[int, ...] | None = None) -> Answer:
-        """The best answer; `length_config` None means the one stored in the model, or else full length."""
+        """The best answer; `length_config` None means the one stored in the model, or else full length.
+
+        DataError if the question is too long for a window or the context holds no token.
+        """
         example = {"id": ["0"], "question": [question], "context": [context]}
         columns = prepare_validation_features(example, self.tokenizer, self.max_seq_length, self.doc_stride)
         features = Dataset.from_dict(columns)

@@ -1,7 +1,6 @@
 """From span logits to answers, and their SQuAD scores."""
 
 import logging
-import math
 import re
 import string
 from collections import Counter
@@ -254,7 +253,8 @@ class SquadMetric(evaluate.Metric):
 
     "squad" gives exact_match and f1. "squad_v2" gives exact, f1 and total, these for questions with (HasAns_*) and
     without an answer (NoAns_*), and the best exact and f1 that leaving questions unanswered whose
-    `no_answer_probability` exceeds a threshold could give, with that threshold. Unlike the packaged metrics it needs
+    `no_answer_probability` exceeds a threshold could give, with that threshold, in the unit that these "probabilities"
+    have (any that grows with them will do, as in the official script). Unlike the packaged metrics it needs
     no hub, and no files: everything stays in memory, so that any number of processes may compute at a time.
     """
 
@@ -305,8 +305,8 @@ def group_scores(prefix: str, scores: np.ndarray) -> dict[str, float]:
 def best_threshold(gain: np.ndarray, null: np.ndarray, unanswered_score: float) -> tuple[float, float]:
     """The best sum of scores and its no-answer threshold (official v2.0 script, find_best_thresh).
 
-    From all questions unanswered (threshold 0), they are answered one by one in order of their no-answer probability
-    `null`, each for its `gain`.
+    From all questions unanswered (threshold 0), they are answered one by one in order of their no-answer score
+    `null`, in any unit, each for its `gain`.
     """
     order = np.argsort(null, kind="stable")
     sums = unanswered_score + np.concatenate([[0.0], np.cumsum(gain[order])])
@@ -315,14 +315,17 @@ def best_threshold(gain: np.ndarray, null: np.ndarray, unanswered_score: float) 
 
 
 def score_answers(answers: Answers, examples: Dataset, version_2: bool) -> dict[str, float]:
-    """SquadMetric of `answers`; the no-answer probability of version 2 is the sigmoid of the null odds."""
-    golds = dict(zip(examples["id"][:], examples["answers"][:]))
+    """SquadMetric of `answers`; its best thresholds are in logits, as --null_score_diff_threshold is.
+
+    Questions whose gold answers are not known (null) do not count.
+    """
+    golds = {name: gold for name, gold in zip(examples["id"][:], examples["answers"][:]) if gold}
     predictions = [{"id": name, "prediction_text": answers.texts[name]} for name in golds]
     if version_2:
         if answers.null_odds is None:
             raise ValueError("answers without null odds: extract them with version_2_with_negative.")
         for prediction in predictions:
-            prediction["no_answer_probability"] = (1 + math.tanh(answers.null_odds[prediction["id"]] / 2)) / 2
+            prediction["no_answer_probability"] = answers.null_odds[prediction["id"]]
     elif unanswerable := sum(not gold["text"] for gold in golds.values()):
         logger.warning(
             "%d questions have no gold answer and score 0; SQuAD v2 needs version_2_with_negative", unanswerable

@@ -73,7 +73,7 @@ def test_a_number_as_id_becomes_text_and_a_missing_title_is_empty(tmp_path):
 
 def test_only_the_test_split_may_leave_answers_out(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", {name: RECORD[name] for name in ("id", "context", "question")})
-    assert load(path, "test")[0]["answers"] == {"text": [], "answer_start": []}
+    assert load(path, "test")[0]["answers"] is None  # not known, unlike the empty lists of "there is none"
     with pytest.raises(DataError, match=r"a\.jsonl: line 1 \(id 'q1'\) has no answers; add it"):
         load(path, "train")
 
@@ -101,6 +101,14 @@ MALFORMED = {
         ["record 2 (id 'q2') has no context", "add it"],
     ),
     "missing id": ("a.jsonl", changed(id=None), ["line 1 has no id", "add it"]),
+    "half a character": (
+        "a.jsonl",
+        changed(question="What \ud83d?"),
+        ["(id 'q1') has half", "character 5 of its question"],
+    ),
+    "deep JSON": ("a.json", "[" * 100_000, ["line 1 is not valid JSON", "repair"]),
+    "deep line": ("a.jsonl", f"{changed()}\n{'[' * 100_000}", ["line 2 is not valid JSON", "one object a line"]),
+    "huge number": ("a.jsonl", changed(id="N").replace('"N"', "7" * 5000), ["line 1 is not valid JSON"]),
     "number as question": ("a.jsonl", changed(question=3), ["(id 'q1')", "question that is no text", "quote"]),
     "blank context": ("a.jsonl", changed(context=" "), ["(id 'q1') has an empty context", "add the passage"]),
     "answer elsewhere": ("a.jsonl", changed(answers=WRONG_ANSWER), ["not at character 5", "set answer_start to 4"]),
@@ -115,6 +123,17 @@ MALFORMED = {
         "a.jsonl",
         changed(answers={"text": ["Elbe"]}),
         ["without text and answer_start", "give"],
+    ),
+    "answers not in lists": (
+        "a.jsonl",
+        changed(answers={"text": "Elbe", "answer_start": 4}),
+        ["text or answer_start is no list", "in [ ]"],
+    ),
+    "empty text as answers": ("a.jsonl", changed(answers=""), ["without text and answer_start", "give both"]),
+    "semicolons": (
+        "a.csv",
+        "id;context;question;answers\n1;The Elbe.;What?;\n",
+        ["one column, 'id;context;question;answers'", "separate the cells by commas"],
     ),
     "offset as text": ("a.jsonl", changed(answers={"text": ["Elbe"], "answer_start": ["4"]}), ["no whole number"]),
     "unequal lists": ("a.jsonl", changed(answers={"text": ["Elbe"], "answer_start": []}), ["1 answer texts but 0"]),
@@ -149,6 +168,15 @@ def test_malformed_input_gives_one_line_naming_file_record_and_remedy(case, tmp_
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"{path}: "), message
     assert all(part in message for part in parts), message
+
+
+def test_a_csv_cell_may_be_longer_than_the_csv_module_allows(tmp_path):
+    limit, context = csv.field_size_limit(), "word " * 30_000
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,context,question,answers\n1,{context},What?,\n")
+    rows = list(read_records(str(path)))
+    assert rows[0]["context"] == context and rows[0]["answers"] == {"text": [], "answer_start": []}
+    assert csv.field_size_limit() == limit  # the limit of other readers in this process
 
 
 def test_a_missing_file_and_no_data_at_all_name_the_flag():
@@ -207,7 +235,7 @@ def test_folders_of_the_datasets_library_are_read(tmp_path):
     DatasetDict(validation=rows, test=rows.remove_columns(["title", "answers"])).save_to_disk(tmp_path / "saved")
     splits = load_splits(dataset_name=str(tmp_path / "saved"), data_files={})
     assert splits["validation"][0] == RECORD
-    assert splits["test"][0] == RECORD | {"title": "", "answers": {"text": [], "answer_start": []}}
+    assert splits["test"][0] == RECORD | {"title": "", "answers": None}
     (tmp_path / "parquet").mkdir()
     rows.to_parquet(tmp_path / "parquet" / "train-0.parquet")
     assert load_splits(dataset_name=str(tmp_path / "parquet"), data_files={})["train"][0] == RECORD
@@ -217,6 +245,24 @@ def test_a_dataset_without_a_needed_column_is_refused_with_its_name(tmp_path):
     DatasetDict(train=Dataset.from_list([RECORD]).remove_columns(["id", "answers"])).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match="split train: no column id, answers; needed are id, title, context"):
         load_splits(dataset_name=str(tmp_path / "saved"), data_files={})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([RECORD, RECORD], r"record 2 \(id 'q1'\) has the id of an earlier question"),
+        ([RECORD, RECORD | {"id": "q2", "context": None}], r"record 2 \(id 'q2'\) has no context; add it"),
+        (
+            [RECORD | {"answers": WRONG_ANSWER}],
+            r"record 1 \(id 'q1'\) has the answer 'Elbe', which is not at character 5",
+        ),
+        ([RECORD, RECORD | {"id": "q2", "answers": None}], r"record 2 \(id 'q2'\) has no answers; add it"),
+    ],
+)
+def test_records_of_a_dataset_are_checked_like_those_of_a_file(rows, message, tmp_path):
+    Dataset.from_list(rows, features=FEATURES).to_parquet(tmp_path / "validation-0.parquet")
+    with pytest.raises(DataError, match=f"^{tmp_path}, split validation: {message}"):
+        load_splits(dataset_name=str(tmp_path), data_files={})
 
 
 def test_squad_is_an_alias_and_the_hub_out_of_reach_gives_one_line_with_the_remedy(caplog):

@@ -1,5 +1,6 @@
 """The windows made of questions, against windows cut by hand, and the cache of them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 import features_qa
-from data_qa import FEATURES, DataError, load_splits
+from data_qa import DataError, load_splits
 from features_qa import featurize, make_collator
 
 LENGTHS = {"max_seq_length": 64, "doc_stride": 16}
@@ -125,12 +126,13 @@ def test_lengths_that_do_not_fit_are_refused_with_the_flag(lengths, message, ber
         featurize(examples, bert_tokenizer, **lengths, training=False)
 
 
-def test_a_wrong_answer_offset_in_a_dataset_is_refused_before_training(bert_tokenizer):
-    record = {"id": "q1", "title": "Rivers", "context": "The Elbe is long.", "question": "What is long?"}
-    answers = {"text": ["Elbe"], "answer_start": [5]}  # it is at 4
-    dataset = Dataset.from_list([record | {"answers": answers}], features=FEATURES)
-    with pytest.raises(DataError, match="question 'q1': its answer is not at answer_start 5"):
-        featurize(dataset, bert_tokenizer, **LENGTHS, training=True)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_context_without_a_token_is_refused_with_file_and_question(training, bert_tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    record = {"id": "q1", "context": "\u200b", "question": "What is long?", "answers": []}
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=rf"^{path}: question 'q1' has a context without a token; add the passage"):
+        featurize(load(path), bert_tokenizer, **LENGTHS, training=training)
 
 
 SECOND_PROCESS = """

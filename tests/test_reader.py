@@ -4,6 +4,7 @@ from conftest import passage
 from stages import SIZES
 from transformers import BertConfig, BertForQuestionAnswering, RobertaConfig, RobertaForQuestionAnswering
 
+from data_qa import DataError
 from loading import RunError
 from reader import Answer, Reader
 
@@ -52,6 +53,11 @@ def test_the_length_config_stored_in_the_model_is_the_default(folder):
     assert loaded.max_seq_length == 100
     answer = loaded("Who founded the town?", passage(1))
     assert answer.text == expected.text and answer.score == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_an_empty_context_is_refused(folder):
+    with pytest.raises(DataError, match="context without a token; add the passage"):
+        Reader.from_pretrained(folder)("Who?", "")
 
 
 def test_a_model_of_another_type_is_refused_by_name(tmp_path):

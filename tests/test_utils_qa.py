@@ -358,15 +358,22 @@ def test_metrics_do_not_disturb_each_other_and_ids_must_match():
         SquadMetric("squad_v3")
 
 
-def test_the_no_answer_probability_is_the_sigmoid_of_the_null_odds(one_question):
+def test_the_best_threshold_is_in_logits_and_gives_the_best_score(one_question):
     examples, _ = one_question
     answers = Answers({"q": "blue"}, null_odds={"q": -1.5})
     assert score_answers(answers, examples, version_2=True)["best_exact_thresh"] == 0  # unanswerable: never answer it
-    examples = Dataset.from_list([examples[0] | {"answers": {"text": ["blue"], "answer_start": [10]}}])
-    result = score_answers(answers, examples, version_2=True)
-    assert result["best_exact_thresh"] == pytest.approx(1 / (1 + np.exp(1.5)))
-    certain = Answers({"q": "blue"}, null_odds={"q": -5000.0})
-    assert score_answers(certain, examples, version_2=True)["exact"] == 100
+    golds = {"a": ["blue"], "b": [], "c": ["blue"], "d": []}
+    rows = [{"id": name, "answers": {"text": gold, "answer_start": [0] * len(gold)}} for name, gold in golds.items()]
+    odds = {"a": -2500.0, "b": 40.0, "c": -1.5, "d": 41.0}  # the sigmoid of the last two is 1
+
+    def score(threshold: float) -> dict[str, float]:
+        texts = {name: "blue" if value <= threshold else "" for name, value in odds.items()}
+        return score_answers(Answers(texts, null_odds=odds), Dataset.from_list(rows), version_2=True)
+
+    everything_answered = score(1e9)
+    assert everything_answered["exact"] == 50 and everything_answered["best_exact"] == 100
+    assert everything_answered["best_exact_thresh"] == everything_answered["best_f1_thresh"] == -1.5
+    assert score(everything_answered["best_exact_thresh"])["exact"] == everything_answered["best_exact"]
     with pytest.raises(ValueError, match="version_2_with_negative"):
         score_answers(Answers({"q": "blue"}), examples, version_2=True)
 
