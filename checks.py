@@ -64,6 +64,7 @@ def check(args: Arguments) -> None:
     check_ranges(args)
     check_stages(args)
     check_training(args)
+    check_metric(args)
     check_search(args)
     check_data(args)
     check_length_config(args)
@@ -134,6 +135,19 @@ def check_training(args: Arguments) -> None:
             name in ("all", "none", *available),
             f"--report_to {name} is not installed here; available: {', '.join(['none', *available])}.",
         )
+
+
+def check_metric(args: Arguments) -> None:
+    metric = args.run.metric_for_best_model
+    require(
+        args.run.save_strategy != "best" or args.run.eval_strategy != "no" or not args.run.do_train,
+        "--save_strategy best saves after an evaluation: add --eval_strategy steps or epoch.",
+    )
+    known = ("f1", "exact") if args.data.version_2_with_negative else ("f1", "exact_match")
+    require(
+        not args.run.do_train or metric is None or metric.removeprefix("eval_") in known,
+        f"--metric_for_best_model {metric} is not what evaluation gives here: {' or '.join(known)}.",
+    )
 
 
 def check_search(args: Arguments) -> None:

@@ -98,6 +98,14 @@ def test_flags_override_the_json_file():
     assert (args.data.doc_stride, args.data.max_seq_length, args.run.do_eval) == (64, 256, True)
 
 
+@pytest.mark.parametrize("flags", ["--load_best_model_at_end", "--save_strategy best", "--lr_scheduler_type greedy"])
+def test_what_needs_a_metric_takes_f1_of_which_more_is_better(flags):
+    run = parse_args([*BASE, "--do_train", "--eval_strategy", "steps", "--save_steps", "50", *flags.split()]).run
+    assert (run.metric_for_best_model, run.greater_is_better) == ("f1", True)
+    if flags.endswith("greedy"):
+        assert run.lr_scheduler_kwargs["mode"] == "max"
+
+
 @pytest.mark.parametrize("text", ["[0.1, 0.25]", "(0.1, 0.25)", "0.1,0.25", " [0.1,0.25,] "])
 def test_rates_may_be_a_list_a_tuple_or_bare(text):
     assert parse_rates(text) == [0.1, 0.25]
@@ -141,6 +149,12 @@ REFUSED = [
     ("--do_eval --dataloader_drop_last", ["--dataloader_drop_last"]),
     ("--do_train --report_to nowhere", ["--report_to", "nowhere"]),
     ("--do_train --lr_scheduler_type wavy", ["wavy"]),
+    ("--do_train --save_strategy best", ["--save_strategy best", "--eval_strategy"]),
+    ("--do_train --metric_for_best_model loss", ["--metric_for_best_model", "f1 or exact_match"]),
+    (
+        "--do_train --version_2_with_negative --metric_for_best_model eval_exact_match",
+        ["eval_exact_match", "f1 or exact."],
+    ),
     ("--do_tr --do_eval", ["--do_tr", "did you mean --do_train"]),
     ("--do_eval --max_seq_len 64", ["--max_seq_len;", "did you mean --max_seq_length"]),
     ("--do_eval --measure_rate 0.1 0.2", ["'0.2'", "quote"]),
