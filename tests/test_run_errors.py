@@ -33,6 +33,13 @@ def test_a_bad_model_is_one_line(dynamic, squad_v1_file, tmp_path, capsys):
     assert "huggingface" in refused("someone/some-model")  # HF_HUB_OFFLINE=1
 
 
+@pytest.mark.parametrize("flag", ["--config_name", "--tokenizer_name"])
+def test_a_missing_configuration_or_tokenizer_is_named_by_its_own_flag(flag, dynamic, squad_v1_file, tmp_path, capsys):
+    stage = ("--do_eval", "--validation_file", squad_v1_file, "--output_dir", tmp_path / "out")
+    message = failure(capsys, "--model_name_or_path", dynamic, *stage, flag, tmp_path / "missing")
+    assert f"{flag} {tmp_path / 'missing'} cannot be loaded" in message
+
+
 def failure_at_384(capsys, model, file, tmp_path) -> str:
     command = ["--model_name_or_path", str(model), "--validation_file", str(file), "--do_eval"]
     assert run_qa.main([*command, "--output_dir", str(tmp_path / "out")]) == 1
