@@ -112,6 +112,7 @@ def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     check_config(args, config)
     adapt_config(args, config)
     tokenizer = load(args, AutoTokenizer, "tokenizer_name")
+    check_tokenizer(args, tokenizer, config)
     facts = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     model, report = load(args, MODEL_CLASSES[config.model_type], "model_name_or_path", **facts)
     check_weights(args, report["missing_keys"])
@@ -125,6 +126,19 @@ def check_config(args: Arguments, config: PretrainedConfig) -> None:
         raise RunError(f"--{flag} {source} is of type {config.model_type}; supported are {supported}.")
     if length > max_positions(config):
         raise RunError(f"--max_seq_length {length} is more than the {max_positions(config)} positions of {source}.")
+
+
+def check_tokenizer(args: Arguments, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """RunError if the tokenizer knows no words (what a folder without tokenizer files gives) or more than the model."""
+    flag, source = source_of(args, "tokenizer_name")
+    remedy = "name the model's own tokenizer by --tokenizer_name."
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise RunError(f"--{flag} {source} has no tokenizer files: {remedy}")
+    if len(tokenizer) > config.vocab_size:
+        raise RunError(
+            f"--{flag} {source} has a tokenizer of {len(tokenizer)} tokens, but the model knows {config.vocab_size}: "
+            + remedy
+        )
 
 
 def adapt_config(args: Arguments, config: PretrainedConfig) -> None:
