@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
@@ -30,8 +30,11 @@ logger = logging.getLogger(__name__)
 
 MODEL_CLASSES = {"bert": LABertForQuestionAnswering, "roberta": LARobertaForQuestionAnswering}
 # what the libraries raise for a folder or hub id that is missing, damaged or of another kind (RuntimeError: weights of
-# another size)
-LIBRARY_ERRORS = (OSError, ValueError, KeyError, RuntimeError, HFValidationError, SafetensorError)
+# another size; StrictDataclassError: a configuration with a value of another type)
+LIBRARY_ERRORS = (
+    *(OSError, ValueError, KeyError, RuntimeError),
+    *(HFValidationError, SafetensorError, StrictDataclassError),
+)
 # a run that continues in a folder must agree with the run that began there on these
 SAME_RUN = (
     "model_name_or_path dataset_name train_file max_train_samples max_seq_length doc_stride attention_dropout "
@@ -103,7 +106,9 @@ def load(args: Arguments, loader: type, flag: str, **kwargs):
         return loader.from_pretrained(source, **hub, **kwargs)
     except LIBRARY_ERRORS as error:
         where = "" if Path(source).is_dir() else "there is no such folder, and from the hub: "
-        raise RunError(f"--{flag} {source} cannot be loaded: {where}{first_line(error)}") from error
+        # a configuration's error names the field in its first line and the value in its second
+        said = " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else first_line(error)
+        raise RunError(f"--{flag} {source} cannot be loaded: {where}{said}") from error
 
 
 def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -29,6 +29,9 @@ def test_a_bad_model_is_one_line(dynamic, squad_v1_file, tmp_path, capsys):
     config = read(tmp_path / "wide/config.json")
     (tmp_path / "wide/config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
     assert str(tmp_path / "wide") in refused(tmp_path / "wide")
+    (tmp_path / "wide/config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
+    message = refused(tmp_path / "wide")
+    assert "hidden_size" in message and "'32'" in message
     assert "--max_seq_length 384" in failure_at_384(capsys, dynamic, squad_v1_file, tmp_path)
     assert "huggingface" in refused("someone/some-model")  # HF_HUB_OFFLINE=1
 
