@@ -198,7 +198,10 @@ class RunArguments(TrainingArguments):
             self.use_cpu, self.dataloader_pin_memory = True, False
         if self.metric_for_best_model is None and self.uses_a_metric():
             self.metric_for_best_model = "f1"  # the Trainer would take the loss, which evaluation does not compute
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (OSError, TypeError) as error:  # a file that is not there, a setting that there is not
+            raise ValueError(f"--accelerator_config, --fsdp_config or --deepspeed cannot be used: {error}") from error
         if self.lr_scheduler_type in METRIC_SCHEDULERS and self.greater_is_better:
             self.lr_scheduler_kwargs = _with_mode_max(self.lr_scheduler_kwargs)
 

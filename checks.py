@@ -4,6 +4,9 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import torch
+from accelerate.utils import DynamoBackend
+from transformers import Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from arguments import Arguments
@@ -16,8 +19,8 @@ AT_LEAST = {
     1: "doc_stride gradient_accumulation_steps max_answer_length max_eval_samples max_predict_samples "
     "max_train_samples n_best_size per_device_eval_batch_size per_device_train_batch_size preprocessing_num_workers "
     "search_max_candidates search_max_macs search_rescore search_samples target_macs",
-    0: "crossover_size evo_iter layer_dropout_bound learning_rate max_f1_drop mutation_size num_sandwich "
-    "num_train_epochs population_size search_min_macs weight_decay",
+    0: "crossover_size data_seed evo_iter layer_dropout_bound learning_rate max_f1_drop mutation_size num_sandwich "
+    "num_train_epochs population_size search_min_macs seed weight_decay",
 }
 FRACTIONS = ("length_drop_ratio_bound", "layer_dropout_prob", "attention_dropout", "hidden_dropout")  # [0, 1)
 PROBABILITIES = ("mutation_prob", "target_macs_ratio")  # (0, 1]
@@ -65,6 +68,7 @@ def check(args: Arguments) -> None:
     check_stages(args)
     check_training(args)
     check_metric(args)
+    check_optimizer(args)
     check_search(args)
     check_data(args)
     check_length_config(args)
@@ -129,6 +133,14 @@ def check_training(args: Arguments) -> None:
         not (run.dataloader_drop_last and (run.do_eval or run.do_predict or args.search.do_search)),
         "--dataloader_drop_last would leave questions unanswered: train in a command of its own.",
     )
+    require(
+        not run.use_liger_kernel, "--use_liger_kernel cannot be used: there are no such kernels for BERT and RoBERTa."
+    )
+    backend = run.torch_compile_backend
+    require(
+        backend is None or backend.upper() in DynamoBackend,
+        f"--torch_compile_backend {backend} is none of {', '.join(DynamoBackend.list()).lower()}.",
+    )
     available = get_available_reporting_integrations()
     for name in [run.report_to] if isinstance(run.report_to, str) else run.report_to or []:
         require(
@@ -148,6 +160,30 @@ def check_metric(args: Arguments) -> None:
         not args.run.do_train or metric is None or metric.removeprefix("eval_") in known,
         f"--metric_for_best_model {metric} is not what evaluation gives here: {' or '.join(known)}.",
     )
+
+
+def check_optimizer(args: Arguments) -> None:
+    """Build optimizer and scheduler of a parameter, as the Trainer does once everything is loaded."""
+    run = args.run
+    if not run.do_train or run.optim_target_modules:  # those modules are the real model's
+        return
+    require(
+        isinstance(run.lr_scheduler_kwargs, dict | None),
+        f"--lr_scheduler_kwargs {run.lr_scheduler_kwargs} must be a JSON object.",
+    )
+    model, given = torch.nn.Linear(1, 1), f"--optim {run.optim.value}"
+    given += f" with --optim_args {run.optim_args}" if run.optim_args else ""
+    try:
+        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(run, model)
+        if "model" not in kwargs:
+            kind(model.parameters(), **kwargs)
+        given = (
+            f"--lr_scheduler_type {run.lr_scheduler_type.value} with --lr_scheduler_kwargs {run.lr_scheduler_kwargs}"
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=run.learning_rate)
+        get_scheduler(run.lr_scheduler_type, optimizer, 0, 1000, run.lr_scheduler_kwargs)
+    except (ValueError, ImportError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{given} cannot be used: {error}") from error
 
 
 def check_search(args: Arguments) -> None:
