@@ -7,7 +7,7 @@ import pytest
 
 import run_qa
 from arguments import DataArguments, LengthAdaptiveArguments, ModelArguments, RunArguments, SearchArguments
-from checks import NEEDS, TRAINING_ONLY, UNUSED, parse_rates
+from checks import NEEDS, OVERRIDDEN, TRAINING_ONLY, UNUSED, parse_rates
 from command_line import RENAMED, build_parser, parse_args
 
 ROOT = Path(__file__).parents[1]
@@ -243,6 +243,7 @@ def test_main_refuses_before_it_loads_or_writes_anything(capsys, monkeypatch):
 EXAMPLE_VALUES = {  # where neither 1 nor the flag alone would do
     "dataset_config_name": "plain",
     "eval_strategy": "no",
+    "hub_strategy": "end",
     "kl_direction": "full_sub",
     "attention_dropout": "0",
     "hidden_dropout": "0",
@@ -293,6 +294,37 @@ def test_a_flag_without_effect_in_the_chosen_stages_is_warned_about(name, stage,
     assert re.search(rf"warning: .*--{name}\b.*has no effect without", warned), warned
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--eval_steps 5", "without --eval_strategy steps"),
+        ("--eval_strategy epoch --eval_steps 5", "without --eval_strategy steps"),
+        ("--eval_delay 5", "without --eval_strategy steps or --eval_strategy epoch"),
+        ("--metric_for_best_model f1", "without --eval_strategy steps or --eval_strategy epoch"),
+        ("--save_strategy epoch --save_steps 10", "without --save_strategy steps"),
+        ("--logging_strategy epoch --logging_steps 5", "without --logging_strategy steps"),
+        ("--length_column_name n", "without --train_sampling_strategy group_by_length"),
+        ("--hub_model_id me/it", "without --push_to_hub"),
+        ("--run_name first", "without --report_to"),
+        ("--max_steps 10 --num_train_epochs 2", "with --max_steps"),
+        ("--length_adaptive --torch_empty_cache_steps 2", "with --length_adaptive"),
+        ("--model_name_or_path . --model_revision v1", "on a local folder"),
+        ("--model_name_or_path . --dataset_name . --token secret", "on local folders"),
+    ],
+)
+def test_a_flag_that_another_one_idles_in_training_is_warned_about(flags, reason, capsys):
+    parse_args([*BASE, "--do_train", *flags.split()])
+    warned = capsys.readouterr().err
+    assert warned.count("has no effect") == 1 and f"has no effect {reason}" in warned, warned
+
+
+def test_flags_that_do_something_are_not_warned_about(capsys):
+    flags = "--eval_strategy steps --eval_steps 5 --save_steps 5 --max_steps 10 --token secret --push_to_hub"
+    flags += " --hub_model_id me/it --train_sampling_strategy group_by_length --length_column_name n"
+    parse_args([*BASE, "--do_train", *flags.split()])
+    assert "no effect" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["label_smoothing_factor", "use_cache", "label_names"])
 def test_a_flag_that_means_nothing_here_is_warned_about(name, capsys):
     action = build_parser()._option_string_actions[f"--{name}"]
@@ -301,7 +333,8 @@ def test_a_flag_that_means_nothing_here_is_warned_about(name, capsys):
 
 
 def test_every_flag_in_the_tables_exists():
-    named = " ".join([TRAINING_ONLY, UNUSED, *NEEDS.values()]).split() + [name for names in NEEDS for name in names]
+    named = " ".join([TRAINING_ONLY, UNUSED, *NEEDS.values(), *OVERRIDDEN, *OVERRIDDEN.values()]).split()
+    named += [flag.split()[0] for flags in NEEDS for flag in flags]
     known = build_parser()._option_string_actions
     assert not [name for name in named if f"--{name}" not in known]
 
