@@ -86,6 +86,19 @@ def test_a_json_file_may_hold_numbers_booleans_null_and_lists():
     assert args.run.report_to == []  # as TrainingArguments reads "none"
 
 
+def test_false_and_empty_settings_of_a_json_file_are_the_defaults_without_a_warning(capsys):
+    names = ("overwrite_output_dir", "length_adaptive", "load_best_model_at_end", "no_remove_unused_columns")
+    settings = {"do_eval": True, "report_to": []} | dict.fromkeys(names, False)
+    Path("settings.json").write_text(json.dumps(settings))
+    assert parse_args(["settings.json", *BASE]).run.report_to == []  # the default, "none"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_no_flag_may_be_true_in_a_json_file(capsys):
+    Path("settings.json").write_text(json.dumps({"do_eval": True, "no_remove_unused_columns": True}))
+    assert "--no_remove_unused_columns cannot be used" in refusal(capsys, ["settings.json", *BASE])
+
+
 def test_a_list_of_rates_in_a_json_file_is_one_value():
     Path("settings.json").write_text(json.dumps({"measure_rate": [0.1, 0.2], "do_eval": True}))
     args = parse_args(["settings.json", *BASE])
@@ -222,6 +235,10 @@ def test_hints_name_flags_that_exist():
         ('{"do_evil": true}', ["--do_evil", "did you mean --do_eval"]),
         ('{"evaluation_strategy": "epoch"}', ["--eval_strategy"]),
         ('{"do_eval": ', ["JSON"]),
+        ('{"h": true}', ["there is no flag --h; see --help"]),
+        ('{"quantization_approach": "x"}', ["there is no flag --quantization_approach; see --help"]),
+        ('{"eval_all_checkpoints": true}', ["there is no flag --eval_all_checkpoints; see --help"]),
+        ('{"no_remove_unused_columns": 1}', ["no_remove_unused_columns must be true or false"]),
         ('["do_eval"]', ["object"]),
         (None, ["cannot be read"]),
     ],
