@@ -404,4 +404,5 @@ def test_every_flag_of_ours_is_used_outside_the_command_line():
     names += ["overwrite_output_dir", "accuracy_only", "benchmark", "disable_tqdm"]
     # "train_file" and its like are read as f"{split}_file"
     read = {f"{split}_file" for split in ("train", "validation", "test")} if '_file"' in code else set()
+    read |= {name for name in ("config_name", "tokenizer_name") if f', "{name}")' in code}  # load(args, ..., flag)
     assert not [name for name in names if not re.search(rf"\.{name}\b", code) and name not in read]
