@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
+METRIC_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")  # learning rates that follow a metric of the evaluation
+
 
 @dataclass
 class ModelArguments:
@@ -197,7 +199,25 @@ class RunArguments(TrainingArguments):
             raise ValueError("--output_dir is required: the folder for everything this run leaves.")
         if not torch.accelerator.is_available():  # what the Trainer would do, but it refuses --bf16 if not told
             self.use_cpu, self.dataloader_pin_memory = True, False
-        super().__post_init__()
+        if self.metric_for_best_model is None and self.uses_a_metric():
+            self.metric_for_best_model = "f1"  # the Trainer would take the loss, which evaluation does not compute
+        try:
+            super().__post_init__()
+        except (OSError, TypeError) as error:  # a file that is not there, a setting that there is not
+            raise ValueError(f"--accelerator_config, --fsdp_config or --deepspeed cannot be used: {error}") from error
+        if self.lr_scheduler_type in METRIC_SCHEDULERS and self.greater_is_better:
+            self.lr_scheduler_kwargs = _with_mode_max(self.lr_scheduler_kwargs)
+
+    def uses_a_metric(self) -> bool:
+        """Whether training decides something by a metric of the validation questions."""
+        return (
+            self.load_best_model_at_end or self.save_strategy == "best" or self.lr_scheduler_type in METRIC_SCHEDULERS
+        )
+
+
+def _with_mode_max(kwargs: object) -> object:
+    """The schedulers' own default would lower the learning rate whenever the score rises."""
+    return {"mode": "max"} | (kwargs or {}) if isinstance(kwargs, dict | None) else kwargs
 
 
 @dataclass(frozen=True)

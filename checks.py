@@ -4,9 +4,12 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import torch
+from accelerate.utils import DynamoBackend
+from transformers import Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
-from arguments import Arguments
+from arguments import Arguments, RunArguments
 from length_drop import LengthConfigError, parse_length_config
 
 BUDGETS = ("max_f1_drop", "target_macs", "target_macs_ratio")
@@ -16,8 +19,8 @@ AT_LEAST = {
     1: "doc_stride gradient_accumulation_steps max_answer_length max_eval_samples max_predict_samples "
     "max_train_samples n_best_size per_device_eval_batch_size per_device_train_batch_size preprocessing_num_workers "
     "search_max_candidates search_max_macs search_rescore search_samples target_macs",
-    0: "crossover_size evo_iter layer_dropout_bound learning_rate max_f1_drop mutation_size num_sandwich "
-    "num_train_epochs population_size search_min_macs weight_decay",
+    0: "crossover_size data_seed evo_iter layer_dropout_bound learning_rate max_f1_drop mutation_size num_sandwich "
+    "num_train_epochs population_size search_min_macs seed weight_decay",
 }
 FRACTIONS = ("length_drop_ratio_bound", "layer_dropout_prob", "attention_dropout", "hidden_dropout")  # [0, 1)
 PROBABILITIES = ("mutation_prob", "target_macs_ratio")  # (0, 1]
@@ -30,16 +33,16 @@ UNUSED = (
 TRAINING_ONLY = (
     "activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2 adam_epsilon attention_dropout "
     "auto_find_batch_size average_tokens_across_devices data_seed ddp_broadcast_buffers ddp_bucket_cap_mb "
-    "ddp_find_unused_parameters ddp_static_graph eval_delay eval_on_start eval_steps eval_strategy "
+    "ddp_find_unused_parameters ddp_static_graph enable_jit_checkpoint eval_delay eval_on_start eval_steps eval_strategy "
     "gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better "
-    "hidden_dropout ignore_data_skip include_num_input_tokens_seen learning_rate length_adaptive "
+    "hidden_dropout ignore_data_skip include_num_input_tokens_seen learning_rate length_adaptive length_column_name "
     "load_best_model_at_end logging_first_step logging_nan_inf_filter logging_steps logging_strategy "
     "lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps max_train_samples metric_for_best_model "
     "neftune_noise_alpha num_train_epochs optim optim_args optim_target_modules per_device_train_batch_size restore_callback_states_from_checkpoint "
     "resume_from_checkpoint save_only_model save_steps save_strategy save_total_limit torch_empty_cache_steps "
     "train_file train_sampling_strategy warmup_steps weight_decay"
 )
-# Flags that do something only together with (one of) others.
+# Flags that do something only together with (one of) others, or with a value of theirs.
 NEEDS = {
     ("do_train",): TRAINING_ONLY,
     ("length_adaptive",): "kl_direction kl_temperature layer_dropout_bound layer_dropout_prob length_drop_ratio_bound "
@@ -56,7 +59,20 @@ NEEDS = {
     ("version_2_with_negative",): "null_score_diff_threshold",
     ("dataset_name",): "dataset_config_name",
     ("length_config_from", "do_search"): " ".join(BUDGETS),
+    ("do_search", "do_train"): "push_to_hub save_on_each_node",
+    ("eval_strategy steps",): "eval_steps",
+    # the metric also decides which checkpoint --save_total_limit spares, so an evaluation is all it needs
+    ("eval_strategy steps", "eval_strategy epoch"): "eval_delay greater_is_better metric_for_best_model",
+    ("save_strategy steps",): "save_steps",
+    ("logging_strategy steps", "eval_strategy steps"): "logging_steps",  # evaluation takes them if it has none
+    ("train_sampling_strategy group_by_length",): "length_column_name",
+    ("push_to_hub",): "hub_always_push hub_model_id hub_revision hub_strategy hub_token",
+    ("push_to_hub", "report_to"): "hub_private_repo",
+    ("report_to",): "project run_name trackio_bucket_id trackio_space_id trackio_static_space_id",
 }
+# Flags that do nothing together with another.
+OVERRIDDEN = {"max_steps": "num_train_epochs", "length_adaptive": "torch_empty_cache_steps"}
+TRUE_UNLESS_NO = {item.name for item in fields(RunArguments) if item.default is True}  # flags --no_...
 
 
 def check(args: Arguments) -> None:
@@ -64,6 +80,8 @@ def check(args: Arguments) -> None:
     check_ranges(args)
     check_stages(args)
     check_training(args)
+    check_metric(args)
+    check_optimizer(args)
     check_search(args)
     check_data(args)
     check_length_config(args)
@@ -128,12 +146,57 @@ def check_training(args: Arguments) -> None:
         not (run.dataloader_drop_last and (run.do_eval or run.do_predict or args.search.do_search)),
         "--dataloader_drop_last would leave questions unanswered: train in a command of its own.",
     )
+    require(
+        not run.use_liger_kernel, "--use_liger_kernel cannot be used: there are no such kernels for BERT and RoBERTa."
+    )
+    backend = run.torch_compile_backend
+    require(
+        backend is None or backend.upper() in DynamoBackend,
+        f"--torch_compile_backend {backend} is none of {', '.join(DynamoBackend.list()).lower()}.",
+    )
     available = get_available_reporting_integrations()
     for name in [run.report_to] if isinstance(run.report_to, str) else run.report_to or []:
         require(
             name in ("all", "none", *available),
             f"--report_to {name} is not installed here; available: {', '.join(['none', *available])}.",
         )
+
+
+def check_metric(args: Arguments) -> None:
+    metric = args.run.metric_for_best_model
+    require(
+        args.run.save_strategy != "best" or args.run.eval_strategy != "no" or not args.run.do_train,
+        "--save_strategy best saves after an evaluation: add --eval_strategy steps or epoch.",
+    )
+    known = ("f1", "exact") if args.data.version_2_with_negative else ("f1", "exact_match")
+    require(
+        not args.run.do_train or metric is None or metric.removeprefix("eval_") in known,
+        f"--metric_for_best_model {metric} is not what evaluation gives here: {' or '.join(known)}.",
+    )
+
+
+def check_optimizer(args: Arguments) -> None:
+    """Build optimizer and scheduler of a parameter, as the Trainer does once everything is loaded."""
+    run = args.run
+    if not run.do_train or run.optim_target_modules:  # those modules are the real model's
+        return
+    require(
+        isinstance(run.lr_scheduler_kwargs, dict | None),
+        f"--lr_scheduler_kwargs {run.lr_scheduler_kwargs} must be a JSON object.",
+    )
+    model, given = torch.nn.Linear(1, 1), f"--optim {run.optim.value}"
+    given += f" with --optim_args {run.optim_args}" if run.optim_args else ""
+    try:
+        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(run, model)
+        if "model" not in kwargs:
+            kind(model.parameters(), **kwargs)
+        given = (
+            f"--lr_scheduler_type {run.lr_scheduler_type.value} with --lr_scheduler_kwargs {run.lr_scheduler_kwargs}"
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=run.learning_rate)
+        get_scheduler(run.lr_scheduler_type, optimizer, 0, 1000, run.lr_scheduler_kwargs)
+    except (ValueError, ImportError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{given} cannot be used: {error}") from error
 
 
 def check_search(args: Arguments) -> None:
@@ -223,14 +286,37 @@ def check_output_dir(args: Arguments) -> None:
 
 def flags_without_effect(args: Arguments, given: set[str]) -> list[str]:
     """One line for each reason why some of the flags `given` do nothing in the chosen stages."""
-    unused = sorted(given & set(UNUSED.split()))
-    lines = [f"{flags(unused)} has no effect in question answering."] if unused else []
-    values = given_values(args)
+    values, lines = given_values(args), []
+    left = {
+        name for name in given if values.get(name) is not False or name in TRUE_UNLESS_NO
+    }  # false asks for nothing
+    rules = [(UNUSED, True, "in question answering")]
     for needed, names in NEEDS.items():
-        idle = sorted(given & set(names.split()))
-        if idle and not any(values[name] for name in needed):
-            lines.append(f"{flags(idle)} has no effect without {' or '.join(f'--{name}' for name in needed)}.")
+        idle = not any(is_on(values, flag) for flag in needed)
+        rules.append((names, idle, f"without {' or '.join(f'--{flag}' for flag in needed)}"))
+    rules += [(names, is_on(values, flag), f"with --{flag}") for flag, names in OVERRIDDEN.items()]
+    rules += [
+        ("model_revision", is_local(args), "on a local folder"),
+        ("token", is_local(args, True), "on local folders"),
+    ]
+    for names, idle, reason in rules:
+        found = sorted(left & set(names.split())) if idle else []
+        left -= set(found)  # one reason is enough
+        lines += [f"{flags(found)} has no effect {reason}."] if found else []
     return lines
+
+
+def is_on(values: dict[str, object], flag: str) -> bool:
+    """Whether a flag is set, or has the value that stands behind it."""
+    name, _, value = flag.partition(" ")
+    return values[name] == value if value else bool(values[name]) and values[name] != -1  # -1: --max_steps unset
+
+
+def is_local(args: Arguments, with_data: bool = False) -> bool:
+    """Whether the model, and the data too, come from this machine."""
+    sources = [args.model.model_name_or_path, args.model.config_name, args.model.tokenizer_name]
+    sources += [args.data.dataset_name] if with_data else []
+    return all(source is None or Path(source).exists() for source in sources)
 
 
 def flags(names: list[str]) -> str:

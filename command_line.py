@@ -37,11 +37,13 @@ All flags can also stand in a JSON file: python run_qa.py settings.json [flags t
 
 # What users of older scripts will type, and what it is called now.
 RENAMED = {
+    "data_dir": "--train_file, --validation_file and --test_file",
     "do_lower_case": "nothing: the tokenizer's own setting is used",
     "evaluate_during_training": "--eval_strategy epoch",
     "evaluation_strategy": "--eval_strategy",
     "group_by_length": "--train_sampling_strategy group_by_length",
     "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
+    "max_query_length": "nothing: questions are kept whole",
     "no_cuda": "--use_cpu",
     "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
     "per_gpu_train_batch_size": "--per_device_train_batch_size",
@@ -75,12 +77,17 @@ class QaArgumentParser(HfArgumentParser):
         return [token for name, value in settings.items() for token in self.tokens(argv[0], name, value)] + argv[1:]
 
     def tokens(self, file: str, name: str, value: object) -> list[str]:
-        """One setting of a JSON file as it would stand on the command line; null leaves the default."""
+        """One setting of a JSON file as it would stand on the command line; null and [] leave the default."""
         if f"--{name}" not in self._option_string_actions:
             self.error(f"{file}: {self.explain(f'--{name}')}")
-        if value is None:
+        if value in (None, []):
             return []
-        several = isinstance(value, list) and (len(value) == 1 or self._option_string_actions[f"--{name}"].nargs)
+        nargs = self._option_string_actions[f"--{name}"].nargs
+        if nargs == 0:  # --no_...
+            if not isinstance(value, bool):
+                self.error(f"{file}: {name} must be true or false, not {json.dumps(value)}.")
+            return [f"--{name}"] * value
+        several = isinstance(value, list) and (len(value) == 1 or nargs)
         texts = [item if isinstance(item, str) else json.dumps(item) for item in (value if several else [value])]
         return [f"--{name}={texts[0]}"] if len(texts) == 1 else [f"--{name}", *texts]
 
@@ -91,7 +98,8 @@ class QaArgumentParser(HfArgumentParser):
         name = token.split("=")[0][2:].replace("-", "_")
         if name in RENAMED:
             return f"--{name} no longer exists; use {RENAMED[name]}."
-        close = difflib.get_close_matches(name, [option.lstrip("-") for option in self._option_string_actions], 1)
+        known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
+        close = difflib.get_close_matches(name, known, 1, cutoff=0.75)  # at 0.6 many a guess misleads
         return f"there is no flag --{name}" + (f"; did you mean --{close[0]}?" if close else "; see --help.")
 
     def given(self, argv: list[str]) -> set[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,8 +26,11 @@ logger = logging.getLogger(__name__)
 
 MODEL_CLASSES = {"bert": LABertForQuestionAnswering, "roberta": LARobertaForQuestionAnswering}
 # what the libraries raise for a folder or hub id that is missing, damaged or of another kind (RuntimeError: weights of
-# another size)
-LIBRARY_ERRORS = (OSError, ValueError, KeyError, RuntimeError, HFValidationError, SafetensorError)
+# another size; StrictDataclassError: a configuration with a value of another type)
+LIBRARY_ERRORS = (
+    *(OSError, ValueError, KeyError, RuntimeError),
+    *(HFValidationError, SafetensorError, StrictDataclassError),
+)
 
 
 @dataclass(frozen=True)
@@ -76,34 +79,58 @@ def max_positions(config: PretrainedConfig) -> int:
     return config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
 
 
-def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The length-adaptive model in float32 and its tokenizer; RunError if the folder or the type does not fit."""
-    model_args, source = args.model, args.model.model_name_or_path
-    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
+def source_of(args: Arguments, flag: str) -> tuple[str, str]:
+    """The flag that says where this part of the model comes from, and what it says."""
+    flag = flag if getattr(args.model, flag) else "model_name_or_path"
+    return flag, getattr(args.model, flag)
+
+
+def load(args: Arguments, loader: type, flag: str, **kwargs):
+    """`loader.from_pretrained` of what the flag names, or else of the model; RunError names the flag."""
+    flag, source = source_of(args, flag)
+    hub = {"cache_dir": args.model.cache_dir, "revision": args.model.model_revision, "token": args.model.token}
     try:
-        config = AutoConfig.from_pretrained(model_args.config_name or source, **hub)
-        check_config(args, config)
-        adapt_config(args, config)
-        tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or source, **hub)
-        model, report = MODEL_CLASSES[config.model_type].from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True, **hub
-        )
-    except RunError:
-        raise
+        return loader.from_pretrained(source, **hub, **kwargs)
     except LIBRARY_ERRORS as error:
         where = "" if Path(source).is_dir() else "there is no such folder, and from the hub: "
-        raise RunError(f"--model_name_or_path {source} cannot be loaded: {where}{first_line(error)}") from error
+        # a configuration's error names the field in its first line and the value in its second
+        said = " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else first_line(error)
+        raise RunError(f"--{flag} {source} cannot be loaded: {where}{said}") from error
+
+
+def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The length-adaptive model in float32 and its tokenizer; RunError if the folder or the type does not fit."""
+    config = load(args, AutoConfig, "config_name")
+    check_config(args, config)
+    adapt_config(args, config)
+    tokenizer = load(args, AutoTokenizer, "tokenizer_name")
+    check_tokenizer(args, tokenizer, config)
+    facts = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    model, report = load(args, MODEL_CLASSES[config.model_type], "model_name_or_path", **facts)
     check_weights(args, report["missing_keys"])
     return model, tokenizer
 
 
 def check_config(args: Arguments, config: PretrainedConfig) -> None:
-    source, length = args.model.model_name_or_path, args.data.max_seq_length
+    (flag, source), length = source_of(args, "config_name"), args.data.max_seq_length
     if config.model_type not in MODEL_CLASSES:
         supported = " and ".join(MODEL_CLASSES)
-        raise RunError(f"--model_name_or_path {source} is of type {config.model_type}; supported are {supported}.")
+        raise RunError(f"--{flag} {source} is of type {config.model_type}; supported are {supported}.")
     if length > max_positions(config):
         raise RunError(f"--max_seq_length {length} is more than the {max_positions(config)} positions of {source}.")
+
+
+def check_tokenizer(args: Arguments, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """RunError if the tokenizer knows no words (what a folder without tokenizer files gives) or more than the model."""
+    flag, source = source_of(args, "tokenizer_name")
+    remedy = "name the model's own tokenizer by --tokenizer_name."
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise RunError(f"--{flag} {source} has no tokenizer files: {remedy}")
+    if len(tokenizer) > config.vocab_size:
+        raise RunError(
+            f"--{flag} {source} has a tokenizer of {len(tokenizer)} tokens, but the model knows {config.vocab_size}: "
+            + remedy
+        )
 
 
 def adapt_config(args: Arguments, config: PretrainedConfig) -> None:

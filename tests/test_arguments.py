@@ -7,7 +7,7 @@ import pytest
 
 import run_qa
 from arguments import DataArguments, LengthAdaptiveArguments, ModelArguments, RunArguments, SearchArguments
-from checks import NEEDS, TRAINING_ONLY, UNUSED, parse_rates
+from checks import NEEDS, OVERRIDDEN, TRAINING_ONLY, UNUSED, parse_rates
 from command_line import RENAMED, build_parser, parse_args
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +86,19 @@ def test_a_json_file_may_hold_numbers_booleans_null_and_lists():
     assert args.run.report_to == []  # as TrainingArguments reads "none"
 
 
+def test_false_and_empty_settings_of_a_json_file_are_the_defaults_without_a_warning(capsys):
+    names = ("overwrite_output_dir", "length_adaptive", "load_best_model_at_end", "no_remove_unused_columns")
+    settings = {"do_eval": True, "report_to": []} | dict.fromkeys(names, False)
+    Path("settings.json").write_text(json.dumps(settings))
+    assert parse_args(["settings.json", *BASE]).run.report_to == []  # the default, "none"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_no_flag_may_be_true_in_a_json_file(capsys):
+    Path("settings.json").write_text(json.dumps({"do_eval": True, "no_remove_unused_columns": True}))
+    assert "--no_remove_unused_columns cannot be used" in refusal(capsys, ["settings.json", *BASE])
+
+
 def test_a_list_of_rates_in_a_json_file_is_one_value():
     Path("settings.json").write_text(json.dumps({"measure_rate": [0.1, 0.2], "do_eval": True}))
     args = parse_args(["settings.json", *BASE])
@@ -96,6 +109,14 @@ def test_flags_override_the_json_file():
     Path("settings.json").write_text(json.dumps({"do_eval": True, "seed": 1, "doc_stride": 32}))
     args = parse_args(["settings.json", *BASE, "--doc_stride", "64", "--max_seq_length=256"])
     assert (args.data.doc_stride, args.data.max_seq_length, args.run.do_eval) == (64, 256, True)
+
+
+@pytest.mark.parametrize("flags", ["--load_best_model_at_end", "--save_strategy best", "--lr_scheduler_type greedy"])
+def test_what_needs_a_metric_takes_f1_of_which_more_is_better(flags):
+    run = parse_args([*BASE, "--do_train", "--eval_strategy", "steps", "--save_steps", "50", *flags.split()]).run
+    assert (run.metric_for_best_model, run.greater_is_better) == ("f1", True)
+    if flags.endswith("greedy"):
+        assert run.lr_scheduler_kwargs["mode"] == "max"
 
 
 @pytest.mark.parametrize("text", ["[0.1, 0.25]", "(0.1, 0.25)", "0.1,0.25", " [0.1,0.25,] "])
@@ -141,6 +162,24 @@ REFUSED = [
     ("--do_eval --dataloader_drop_last", ["--dataloader_drop_last"]),
     ("--do_train --report_to nowhere", ["--report_to", "nowhere"]),
     ("--do_train --lr_scheduler_type wavy", ["wavy"]),
+    ("--do_train --save_strategy best", ["--save_strategy best", "--eval_strategy"]),
+    ("--do_train --metric_for_best_model loss", ["--metric_for_best_model", "f1 or exact_match"]),
+    (
+        "--do_train --version_2_with_negative --metric_for_best_model eval_exact_match",
+        ["eval_exact_match", "f1 or exact."],
+    ),
+    ("--do_train --seed -1", ["--seed", "at least 0"]),
+    ("--do_train --data_seed -1", ["--data_seed", "at least 0"]),
+    ("--do_train --accelerator_config nope.json", ["--accelerator_config", "nope.json"]),
+    ('--do_train --accelerator_config {"foo":1}', ["--accelerator_config", "foo"]),
+    ("--do_train --optim lion_8bit", ["--optim lion_8bit", "bitsandbytes"]),
+    ("--do_train --optim adamw_anyprecision", ["--optim adamw_anyprecision", "torchdistx"]),
+    ("--do_train --optim_args rubbish", ["--optim_args rubbish"]),
+    ("--do_train --lr_scheduler_type cosine_with_min_lr", ["--lr_scheduler_type cosine_with_min_lr", "min_lr"]),
+    ("--do_train --lr_scheduler_kwargs [1]", ["--lr_scheduler_kwargs [1]", "JSON object"]),
+    ('--do_train --lr_scheduler_kwargs {"a":1}', ["--lr_scheduler_kwargs", "'a'"]),
+    ("--do_train --use_liger_kernel", ["--use_liger_kernel"]),
+    ("--do_eval --torch_compile_backend nope", ["--torch_compile_backend nope", "inductor"]),
     ("--do_tr --do_eval", ["--do_tr", "did you mean --do_train"]),
     ("--do_eval --max_seq_len 64", ["--max_seq_len;", "did you mean --max_seq_length"]),
     ("--do_eval --measure_rate 0.1 0.2", ["'0.2'", "quote"]),
@@ -205,6 +244,10 @@ def test_hints_name_flags_that_exist():
         ('{"do_evil": true}', ["--do_evil", "did you mean --do_eval"]),
         ('{"evaluation_strategy": "epoch"}', ["--eval_strategy"]),
         ('{"do_eval": ', ["JSON"]),
+        ('{"h": true}', ["there is no flag --h; see --help"]),
+        ('{"quantization_approach": "x"}', ["there is no flag --quantization_approach; see --help"]),
+        ('{"eval_all_checkpoints": true}', ["there is no flag --eval_all_checkpoints; see --help"]),
+        ('{"no_remove_unused_columns": 1}', ["no_remove_unused_columns must be true or false"]),
         ('["do_eval"]', ["object"]),
         (None, ["cannot be read"]),
     ],
@@ -226,6 +269,7 @@ def test_main_refuses_before_it_loads_or_writes_anything(capsys, monkeypatch):
 EXAMPLE_VALUES = {  # where neither 1 nor the flag alone would do
     "dataset_config_name": "plain",
     "eval_strategy": "no",
+    "hub_strategy": "end",
     "kl_direction": "full_sub",
     "attention_dropout": "0",
     "hidden_dropout": "0",
@@ -276,6 +320,37 @@ def test_a_flag_without_effect_in_the_chosen_stages_is_warned_about(name, stage,
     assert re.search(rf"warning: .*--{name}\b.*has no effect without", warned), warned
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--eval_steps 5", "without --eval_strategy steps"),
+        ("--eval_strategy epoch --eval_steps 5", "without --eval_strategy steps"),
+        ("--eval_delay 5", "without --eval_strategy steps or --eval_strategy epoch"),
+        ("--metric_for_best_model f1", "without --eval_strategy steps or --eval_strategy epoch"),
+        ("--save_strategy epoch --save_steps 10", "without --save_strategy steps"),
+        ("--logging_strategy epoch --logging_steps 5", "without --logging_strategy steps"),
+        ("--length_column_name n", "without --train_sampling_strategy group_by_length"),
+        ("--hub_model_id me/it", "without --push_to_hub"),
+        ("--run_name first", "without --report_to"),
+        ("--max_steps 10 --num_train_epochs 2", "with --max_steps"),
+        ("--length_adaptive --torch_empty_cache_steps 2", "with --length_adaptive"),
+        ("--model_name_or_path . --model_revision v1", "on a local folder"),
+        ("--model_name_or_path . --dataset_name . --token secret", "on local folders"),
+    ],
+)
+def test_a_flag_that_another_one_idles_in_training_is_warned_about(flags, reason, capsys):
+    parse_args([*BASE, "--do_train", *flags.split()])
+    warned = capsys.readouterr().err
+    assert warned.count("has no effect") == 1 and f"has no effect {reason}" in warned, warned
+
+
+def test_flags_that_do_something_are_not_warned_about(capsys):
+    flags = "--eval_strategy steps --eval_steps 5 --save_steps 5 --max_steps 10 --token secret --push_to_hub"
+    flags += " --hub_model_id me/it --train_sampling_strategy group_by_length --length_column_name n"
+    parse_args([*BASE, "--do_train", *flags.split()])
+    assert "no effect" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["label_smoothing_factor", "use_cache", "label_names"])
 def test_a_flag_that_means_nothing_here_is_warned_about(name, capsys):
     action = build_parser()._option_string_actions[f"--{name}"]
@@ -284,7 +359,8 @@ def test_a_flag_that_means_nothing_here_is_warned_about(name, capsys):
 
 
 def test_every_flag_in_the_tables_exists():
-    named = " ".join([TRAINING_ONLY, UNUSED, *NEEDS.values()]).split() + [name for names in NEEDS for name in names]
+    named = " ".join([TRAINING_ONLY, UNUSED, *NEEDS.values(), *OVERRIDDEN, *OVERRIDDEN.values()]).split()
+    named += [flag.split()[0] for flags in NEEDS for flag in flags]
     known = build_parser()._option_string_actions
     assert not [name for name in named if f"--{name}" not in known]
 
@@ -337,4 +413,5 @@ def test_every_flag_of_ours_is_used_outside_the_command_line():
     names += ["overwrite_output_dir", "accuracy_only", "benchmark", "disable_tqdm"]
     # "train_file" and its like are read as f"{split}_file"
     read = {f"{split}_file" for split in ("train", "validation", "test")} if '_file"' in code else set()
+    read |= {name for name in ("config_name", "tokenizer_name") if f', "{name}")' in code}  # load(args, ..., flag)
     assert not [name for name in names if not re.search(rf"\.{name}\b", code) and name not in read]

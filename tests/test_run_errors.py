@@ -29,8 +29,31 @@ def test_a_bad_model_is_one_line(dynamic, squad_v1_file, tmp_path, capsys):
     config = read(tmp_path / "wide/config.json")
     (tmp_path / "wide/config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
     assert str(tmp_path / "wide") in refused(tmp_path / "wide")
+    (tmp_path / "wide/config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
+    message = refused(tmp_path / "wide")
+    assert "hidden_size" in message and "'32'" in message
     assert "--max_seq_length 384" in failure_at_384(capsys, dynamic, squad_v1_file, tmp_path)
     assert "huggingface" in refused("someone/some-model")  # HF_HUB_OFFLINE=1
+
+
+@pytest.mark.parametrize("flag", ["--config_name", "--tokenizer_name"])
+def test_a_missing_configuration_or_tokenizer_is_named_by_its_own_flag(flag, dynamic, squad_v1_file, tmp_path, capsys):
+    stage = ("--do_eval", "--validation_file", squad_v1_file, "--output_dir", tmp_path / "out")
+    message = failure(capsys, "--model_name_or_path", dynamic, *stage, flag, tmp_path / "missing")
+    assert f"{flag} {tmp_path / 'missing'} cannot be loaded" in message
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_one_line(
+    dynamic, roberta_tokenizer, squad_v1_file, tmp_path, capsys
+):
+    stage = ("--do_eval", "--validation_file", squad_v1_file, "--output_dir", tmp_path / "out")
+    shutil.copytree(dynamic, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*", "vocab*"))
+    message = failure(capsys, "--model_name_or_path", tmp_path / "bare", *stage)
+    assert f"{tmp_path / 'bare'} has no tokenizer files" in message and "--tokenizer_name" in message
+    assert len(roberta_tokenizer) > read(dynamic / "config.json")["vocab_size"]
+    roberta_tokenizer.save_pretrained(tmp_path / "larger")
+    message = failure(capsys, "--model_name_or_path", dynamic, *stage, "--tokenizer_name", tmp_path / "larger")
+    assert f"--tokenizer_name {tmp_path / 'larger'} has a tokenizer of {len(roberta_tokenizer)} tokens" in message
 
 
 def failure_at_384(capsys, model, file, tmp_path) -> str:
