@@ -16,7 +16,8 @@ from arguments import (
     RunArguments,
     SearchArguments,
 )
-from checks import check, flags_without_effect
+from checks import check
+from idle_flags import flags_without_effect
 
 EPILOG = """\
 one example a stage:
