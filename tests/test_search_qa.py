@@ -82,6 +82,22 @@ def test_a_search_on_a_sample_scores_its_frontier_on_all_questions(dynamic, squa
     assert (results["candidate_questions"], results["frontier_questions"]) == (5, 18)
 
 
+def test_the_full_model_is_on_the_final_frontier_though_the_sample_did_not_have_it_there(
+    dynamic, squad_v1_file, tmp_path, monkeypatch, caplog
+):
+    def score(trainer, questions, lengths):  # cheaper is better on the sample, full length on all questions
+        return 90.0 - sum(lengths) / 10 if len(questions.examples) == 5 else 20.0 + sum(lengths) / 10
+
+    monkeypatch.setattr(search_qa, "f1_score", score)
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
+    succeed(*command, "--search_samples", "5", "--max_f1_drop", "1", "--output_dir", tmp_path)
+    results, full = read(tmp_path / "search_results.json"), [64, 64, 64]
+    assert results["frontier"][-1]["length_config"] == results["chosen"]["length_config"] == full
+    assert results["frontier"][-1] == results["full"] and len(results["frontier"]) == 2
+    assert read(tmp_path / "config.json")["length_configs"] == results["frontier"]
+    assert "[64, 64, 64]" in (tmp_path / "pareto.csv").read_text() and "(64, 64, 64)" in caplog.text
+
+
 def test_the_picture_shows_a_samples_scores_at_their_distance_from_the_full_model(
     dynamic, squad_v1_file, tmp_path, monkeypatch
 ):
