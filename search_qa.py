@@ -123,7 +123,8 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
         members = spread(frontier, args.search.search_rescore or len(frontier))
         logger.info("re-scoring %d of the frontier's %d configs on all questions", len(members), len(frontier))
         full, *rescored = rescore(trainer, [evolution.full, *members], questions, store)
-        final = pareto_frontier([full, *rescored])  # on the sample it may have been beaten
+        max_macs = args.search.search_max_macs  # the full model may be above it; on the sample it may have been beaten
+        final = pareto_frontier([full, *rescored] if max_macs is None or full.cost <= max_macs else rescored)
     if progress_bar is not None:
         trainer.add_callback(progress_bar)
     results = search_results(args, evolution, final, full, len(scored_on.examples), len(questions.examples))

@@ -98,6 +98,22 @@ def test_the_full_model_is_on_the_final_frontier_though_the_sample_did_not_have_
     assert "[64, 64, 64]" in (tmp_path / "pareto.csv").read_text() and "(64, 64, 64)" in caplog.text
 
 
+@pytest.mark.parametrize("sample", [(), ("--search_samples", "5")])
+def test_the_full_model_above_search_max_macs_is_only_the_reference(
+    sample, dynamic, squad_v1_file, tmp_path, monkeypatch
+):
+    shown = {}
+    monkeypatch.setattr(search_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
+    monkeypatch.setattr(search_qa, "f1_score", lambda trainer, questions, lengths: sum(lengths) / 10)
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
+    succeed(*command, *sample, "--search_max_macs", 1.8e6, "--target_macs_ratio", "1", "--output_dir", tmp_path)
+    results = read(tmp_path / "search_results.json")
+    assert results["full"]["macs"] > 1.8e6 and results["full"]["length_config"] == [64, 64, 64]
+    assert results["chosen"] == results["frontier"][-1]
+    assert all(row["macs"] <= 1.8e6 for row in results["frontier"])
+    assert max(point.cost for point in shown["constant_ratio"]) == results["full"]["macs"]
+
+
 def test_the_picture_shows_a_samples_scores_at_their_distance_from_the_full_model(
     dynamic, squad_v1_file, tmp_path, monkeypatch
 ):
