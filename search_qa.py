@@ -17,7 +17,7 @@ from candidate_store import CandidateStore, load_store
 from candidates import Candidate, SearchError, choose, pareto_frontier, spread, write_frontier_csv
 from evolution import EvolutionarySearch, SearchSettings
 from length_drop import count_macs
-from loading import QuestionSet
+from loading import QuestionSet, RunError
 from plots import plot_pareto
 from trainer_qa import QuestionAnsweringTrainer
 
@@ -55,6 +55,16 @@ def open_store(trainer: QuestionAnsweringTrainer, name: str, facts: dict) -> Can
     """The store in the output folder; the first process repairs or makes it, and alone writes to it."""
     with trainer.args.main_process_first(desc="store"):
         return CandidateStore(Path(trainer.args.output_dir, name), facts, readonly=trainer.args.process_index > 0)
+
+
+def load_candidates(args: Arguments, num_layers: int, facts: dict) -> list[Candidate]:
+    """The candidates of --load_store_file; RunError if they cannot be read or were scored with other `facts`."""
+    if not args.search.load_store_file:
+        return []
+    try:
+        return load_store(args.search.load_store_file, num_layers, args.data.max_seq_length, facts)
+    except SearchError as error:
+        raise RunError(f"--load_store_file {error}") from error
 
 
 def f1_score(trainer: QuestionAnsweringTrainer, questions: QuestionSet, length_config: tuple[int, ...]) -> float:
@@ -103,10 +113,9 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
         questions.sample(args.search.search_samples, args.run.seed) if args.search.search_samples else questions
     )
     progress_bar = trainer.pop_callback(ProgressCallback)  # one bar for the search, not one a candidate
-    store = open_store(trainer, "search_store.jsonl", scoring_facts(args, trainer.model, scored_on))
-    loaded = []
-    if args.search.load_store_file:
-        loaded = load_store(args.search.load_store_file, config.num_hidden_layers, args.data.max_seq_length)
+    facts = scoring_facts(args, trainer.model, scored_on)
+    loaded = load_candidates(args, config.num_hidden_layers, facts)  # a misfit is said before a store is made
+    store = open_store(trainer, "search_store.jsonl", facts)
     evolution = EvolutionarySearch(
         cost=lambda lengths: count_macs(config, lengths, args.data.max_seq_length),
         score=lambda lengths: f1_score(trainer, scored_on, lengths),

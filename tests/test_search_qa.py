@@ -186,6 +186,14 @@ def test_scores_of_another_precision_are_not_taken_over(searched, dynamic, squad
     assert "its scores were made with" in failure(capsys, *command, "--bf16")
 
 
+def test_scores_of_another_model_are_not_loaded(searched, fine_tuned, squad_v1_file, tmp_path, capsys):
+    command = ("--model_name_or_path", fine_tuned, "--validation_file", squad_v1_file, *SEARCH)
+    command += ("--load_store_file", searched / "search_store.jsonl", "--output_dir", tmp_path / "out")
+    message = failure(capsys, *command)
+    assert "--load_store_file" in message and "made with weights '" in message and "questions" not in message
+    assert not (tmp_path / "out/search_store.jsonl").exists()
+
+
 def test_a_search_that_misses_its_target_keeps_its_results_and_says_so(dynamic, squad_v1_file, tmp_path, caplog):
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
     succeed(*command, "--search_samples", 5, "--target_macs", 2, "--output_dir", tmp_path / "out")
