@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -174,10 +174,8 @@ class EvolutionarySearch:
 
     def _start(self) -> None:
         """Score the initial population."""
-        for c in self.loaded:
-            self._found[c.length_config] = Candidate(
-                c.length_config, finite(self.cost(c.length_config), "cost"), c.score, "loaded", c.parents
-            )
+        for c in self.loaded:  # with its origin: the constant-ratio curve is drawn from the initial ones
+            self._found[c.length_config] = replace(c, cost=finite(self.cost(c.length_config), "cost"))
         self._num_loaded = len(self._found)
         for config in initial_configs(self.cost, self.settings):
             if config not in self._found and not self._spent():

@@ -255,7 +255,7 @@ def test_loaded_candidates_join_unscored_with_their_cost_recomputed():
         return small_score(config)
 
     frontier, search = run_small(score=score, loaded=loaded, max_candidates=10)
-    assert search.candidates[0] == Candidate((60, 50, 40, 30), 180, 95.0, "loaded")
+    assert search.candidates[0] == Candidate((60, 50, 40, 30), 180, 95.0, "mutation")
     assert search.full.score == 93.0 and frontier[-1].score == 95.0
     assert len(search.candidates) == 12  # the budget counts what had to be scored
 

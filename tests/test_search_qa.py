@@ -194,6 +194,18 @@ def test_scores_of_another_model_are_not_loaded(searched, fine_tuned, squad_v1_f
     assert not (tmp_path / "out/search_store.jsonl").exists()
 
 
+def test_the_picture_of_loaded_scores_has_the_constant_ratio_curve(
+    searched, dynamic, squad_v1_file, tmp_path, monkeypatch
+):
+    shown = {}
+    monkeypatch.setattr(search_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
+    succeed(*command, "--load_store_file", searched / "search_store.jsonl", "--output_dir", tmp_path)
+    stored = map(json.loads, (searched / "search_store.jsonl").read_text().splitlines()[1:])
+    curve = [row["length_config"] for row in stored if row["origin"] in ("full", "initial")]
+    assert len(curve) > 2 and [list(point.length_config) for point in shown["constant_ratio"]] == curve
+
+
 def test_a_search_that_misses_its_target_keeps_its_results_and_says_so(dynamic, squad_v1_file, tmp_path, caplog):
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
     succeed(*command, "--search_samples", 5, "--target_macs", 2, "--output_dir", tmp_path / "out")
