@@ -222,8 +222,13 @@ def choose_from(args: Arguments) -> Candidate:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         frontier, full = [read_candidate(row) for row in results["frontier"]], read_candidate(results["full"])
+        made_for, length = results["max_seq_length"], args.data.max_seq_length
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SearchError(f"no results of a finished search there ({error}).") from None
+    if made_for != length:
+        raise SearchError(
+            f"its length configs were made for --max_seq_length {made_for}, not {length}; give that, or search again."
+        )
     chosen = choose(frontier, full, **budget(args))
     logger.info(
         "chose %s: %.3f of the full MACs, F1 %.2f against %.2f at full length",

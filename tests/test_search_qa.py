@@ -150,6 +150,14 @@ def test_each_budget_chooses_from_a_search(flag, value, searched, evaluate):
     assert results["eval_length_config"] == frontier[0 if flag == "--max_f1_drop" else -1]["length_config"]
 
 
+def test_length_configs_of_another_sequence_length_are_refused(searched, dynamic, squad_v1_file, tmp_path, capsys):
+    results = read(searched / "search_results.json")
+    (tmp_path / "search_results.json").write_text(json.dumps(results | {"max_seq_length": 48}))
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, "--do_eval", "--max_f1_drop", 100)
+    message = failure(capsys, *command, "--length_config_from", tmp_path, "--output_dir", tmp_path / "out")
+    assert "--length_config_from" in message and "--max_seq_length 48, not 64" in message
+
+
 def test_the_chosen_model_runs_at_its_config_without_a_flag(searched, evaluate):
     chosen = read(searched / "search_results.json")["chosen"]
     results = read(evaluate(model=searched) / "eval_results.json")
