@@ -33,9 +33,8 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def scoring_dtype(run: TrainingArguments) -> str:
-    """The flag that lowers the precision of an evaluation; the model's own weights come before autocast."""
-    flags = ("bf16_full_eval", "fp16_full_eval", "bf16", "fp16")
-    return next((flag for flag in flags if getattr(run, flag)), "float32")
+    """The flag that lowers the precision of an evaluation; the weights themselves are float32 in a search."""
+    return next((flag for flag in ("bf16", "fp16") if getattr(run, flag)), "float32")
 
 
 def scoring_facts(args: Arguments, model: PreTrainedModel, questions: QuestionSet) -> dict:
