@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,9 +44,8 @@ class CandidateStore:
             self._write(header)
 
     def _check_settings(self, stored: dict, settings: dict) -> None:
-        names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
-        if names:
-            changes = ", ".join(f"{name} {stored.get(name)!r}, now {settings.get(name)!r}" for name in names)
+        changes = _changes(stored, settings)
+        if changes:
             raise SearchError(
                 f"{self.path}: its scores were made with {changes}; repeat the search with the stored settings, or "
                 "start a new one in another folder (or after deleting this file)."
@@ -67,14 +66,17 @@ class CandidateStore:
             os.fsync(file.fileno())
 
 
-def load_store(path: str | Path, num_layers: int, max_length: int) -> list[Candidate]:
+def load_store(path: str | Path, num_layers: int, max_length: int, settings: dict | None = None) -> list[Candidate]:
     """Read the candidates of a CandidateStore, of search_results.json, or of the ancestors' header-less TSV file.
 
     TSV columns: length config, MACs, score and optionally method (0, 1, 2) and parents; nothing is evaluated. Raises
-    SearchError naming file and line for whatever is no valid candidate of `num_layers` and `max_length`.
+    SearchError naming file and line for whatever is no valid candidate of `num_layers` and `max_length`, and if the
+    file says that its scores were made with other `settings`; where it does not say, warns.
     """
     path = Path(path)
     text = _read_text(path)
+    if settings is not None:
+        _check_loaded_settings(path, text, settings)
     read = _read_json_lines if _is_store(text) else _read_results if text.lstrip()[:1] in ("{", "[") else _read_tsv
     candidates: dict[LengthConfig, Candidate] = {}
     for candidate in read(path, text, num_layers, max_length):
@@ -85,6 +87,36 @@ def load_store(path: str | Path, num_layers: int, max_length: int) -> list[Candi
     if not candidates:
         logger.warning("%s: holds no candidates.", path)
     return list(candidates.values())
+
+
+def _changes(stored: dict, settings: dict) -> str:
+    """What differs, in words; empty if nothing does."""
+    names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
+    return ", ".join(f"{name} {stored.get(name)!r}, now {settings.get(name)!r}" for name in names)
+
+
+def _check_loaded_settings(path: Path, text: str, settings: dict) -> None:
+    """SearchError if the scores belong to other settings; a warning if only a part of the settings is known."""
+    stored, settings = _known_settings(text, settings), json.loads(json.dumps(settings))  # tuples are lists in a file
+    changes = _changes(stored, {name: settings[name] for name in settings if name in stored})
+    if changes:
+        raise SearchError(
+            f"{path}: its scores were made with {changes}; load scores that were made as in this run, or none."
+        )
+    missing = [name for name in settings if name not in stored]
+    if missing:
+        logger.warning("%s: its scores are taken as they are; it does not say their %s.", path, ", ".join(missing))
+
+
+def _known_settings(text: str, names: Iterable[str]) -> dict:
+    """A store's settings; of search_results.json what has one of `names`; nothing of a TSV file."""
+    if _is_store(text):
+        return json.loads(text.partition("\n")[0])["settings"]
+    try:
+        results = json.loads(text)
+    except ValueError:  # a TSV file; anything else is refused when its candidates are read
+        return {}
+    return {name: results[name] for name in names if name in results} if isinstance(results, dict) else {}
 
 
 def _read_text(path: Path) -> str:

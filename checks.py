@@ -156,6 +156,11 @@ def check_search(args: Arguments) -> None:
         low is None or high is None or low < high,
         f"--search_min_macs {low} must be below --search_max_macs {high}.",
     )
+    for name in ("bf16_full_eval", "fp16_full_eval"):
+        require(
+            not (args.search.do_search and getattr(args.run, name)),
+            f"--{name} casts the weights that --do_search saves: use --{name[:4]} (autocast) instead.",
+        )
 
 
 def check_data(args: Arguments) -> None:

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -29,7 +29,8 @@ class SearchSettings:
     """What the search does: sizes in length configs, costs in the unit of the cost callable.
 
     `floor_ratio` is the constant drop ratio of the cheapest initial config; offspring cost at least as much as that
-    config (or `min_cost` if given) and at most `max_cost`. An offspring is given up after `max_retries` failed tries;
+    config (or `min_cost` if given) and at most `max_cost`; of what is dearer, nothing is bred and nothing returned. The
+    full config is scored all the same, as what score drops are measured from. An offspring is given up after `max_retries` failed tries;
     the search ends after `max_candidates` scores, loaded ones not counted.
     """
 
@@ -148,7 +149,7 @@ class EvolutionarySearch:
         return self._found[self.settings.full_config]
 
     def run(self) -> list[Candidate]:
-        """Search, and return the Pareto frontier by rising cost."""
+        """Search, and return the Pareto frontier by rising cost; SearchError if nothing within `max_cost` was scored."""
         redirect = logging_redirect_tqdm() if self.progress else nullcontext()
         total = self._expected_candidates()
         with redirect, tqdm(total=total, desc="Search", unit="config", disable=not self.progress) as self._bar:
@@ -159,7 +160,12 @@ class EvolutionarySearch:
                     logger.info("Search ends before iteration %d: %s.", iteration, reason)
                     break
                 self._log(iteration)
-        return pareto_frontier(self.candidates)
+        return self._frontier()
+
+    def _frontier(self) -> list[Candidate]:
+        """The frontier of what `max_cost` allows: the full model, or a loaded one, may be above it."""
+        high = self.settings.max_cost
+        return pareto_frontier(c for c in self.candidates if high is None or c.cost <= high)
 
     def _expected_candidates(self) -> int:
         s = self.settings
@@ -168,20 +174,23 @@ class EvolutionarySearch:
 
     def _start(self) -> None:
         """Score the initial population."""
-        for c in self.loaded:
-            self._found[c.length_config] = Candidate(
-                c.length_config, finite(self.cost(c.length_config), "cost"), c.score, "loaded", c.parents
-            )
+        for c in self.loaded:  # with its origin: the constant-ratio curve is drawn from the initial ones
+            self._found[c.length_config] = replace(c, cost=finite(self.cost(c.length_config), "cost"))
         self._num_loaded = len(self._found)
         for config in initial_configs(self.cost, self.settings):
             if config not in self._found and not self._spent():
                 self._add(config, "full" if config == self.settings.full_config else "initial")
+        if not self._frontier():
+            raise SearchError(
+                f"the initial population has nothing of at most cost {self.settings.max_cost:.4g}; raise this bound, "
+                "the population size or the largest number of candidates."
+            )
         self._log(0)
 
     def _evolve(self) -> bool:
         """Add one iteration's offspring of the frontier; False if there is none."""
         settings, before = self.settings, len(self._found)
-        population = [candidate.length_config for candidate in pareto_frontier(self.candidates)]
+        population = [candidate.length_config for candidate in self._frontier()]
         for origin in ["mutation"] * settings.mutation_size + ["crossover"] * settings.crossover_size:
             offspring = None if self._spent() else self._breed(population, origin)
             if offspring is not None:
@@ -225,7 +234,7 @@ class EvolutionarySearch:
         self._bar.update()
 
     def _log(self, iteration: int) -> None:
-        frontier, counts = pareto_frontier(self.candidates), self._counts
+        frontier, counts = self._frontier(), self._counts
         logger.info(
             f"Search {iteration}/{self.settings.iterations}: best score {frontier[-1].score:.2f}, {len(frontier)} on "
             f"the frontier, hypervolume {hypervolume(frontier, self.full.cost):.6g}; {counts['scored']} scored, "

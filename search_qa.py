@@ -17,7 +17,7 @@ from candidate_store import CandidateStore, load_store
 from candidates import Candidate, SearchError, choose, pareto_frontier, spread, write_frontier_csv
 from evolution import EvolutionarySearch, SearchSettings
 from length_drop import count_macs
-from loading import QuestionSet
+from loading import QuestionSet, RunError
 from plots import plot_pareto
 from trainer_qa import QuestionAnsweringTrainer
 
@@ -33,9 +33,8 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def scoring_dtype(run: TrainingArguments) -> str:
-    """The flag that lowers the precision of an evaluation; the model's own weights come before autocast."""
-    flags = ("bf16_full_eval", "fp16_full_eval", "bf16", "fp16")
-    return next((flag for flag in flags if getattr(run, flag)), "float32")
+    """The flag that lowers the precision of an evaluation; the weights themselves are float32 in a search."""
+    return next((flag for flag in ("bf16", "fp16") if getattr(run, flag)), "float32")
 
 
 def scoring_facts(args: Arguments, model: PreTrainedModel, questions: QuestionSet) -> dict:
@@ -55,6 +54,16 @@ def open_store(trainer: QuestionAnsweringTrainer, name: str, facts: dict) -> Can
     """The store in the output folder; the first process repairs or makes it, and alone writes to it."""
     with trainer.args.main_process_first(desc="store"):
         return CandidateStore(Path(trainer.args.output_dir, name), facts, readonly=trainer.args.process_index > 0)
+
+
+def load_candidates(args: Arguments, num_layers: int, facts: dict) -> list[Candidate]:
+    """The candidates of --load_store_file; RunError if they cannot be read or were scored with other `facts`."""
+    if not args.search.load_store_file:
+        return []
+    try:
+        return load_store(args.search.load_store_file, num_layers, args.data.max_seq_length, facts)
+    except SearchError as error:
+        raise RunError(f"--load_store_file {error}") from error
 
 
 def f1_score(trainer: QuestionAnsweringTrainer, questions: QuestionSet, length_config: tuple[int, ...]) -> float:
@@ -103,10 +112,9 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
         questions.sample(args.search.search_samples, args.run.seed) if args.search.search_samples else questions
     )
     progress_bar = trainer.pop_callback(ProgressCallback)  # one bar for the search, not one a candidate
-    store = open_store(trainer, "search_store.jsonl", scoring_facts(args, trainer.model, scored_on))
-    loaded = []
-    if args.search.load_store_file:
-        loaded = load_store(args.search.load_store_file, config.num_hidden_layers, args.data.max_seq_length)
+    facts = scoring_facts(args, trainer.model, scored_on)
+    loaded = load_candidates(args, config.num_hidden_layers, facts)  # a misfit is said before a store is made
+    store = open_store(trainer, "search_store.jsonl", facts)
     evolution = EvolutionarySearch(
         cost=lambda lengths: count_macs(config, lengths, args.data.max_seq_length),
         score=lambda lengths: f1_score(trainer, scored_on, lengths),
@@ -123,7 +131,8 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
         members = spread(frontier, args.search.search_rescore or len(frontier))
         logger.info("re-scoring %d of the frontier's %d configs on all questions", len(members), len(frontier))
         full, *rescored = rescore(trainer, [evolution.full, *members], questions, store)
-        final = pareto_frontier(rescored)
+        max_macs = args.search.search_max_macs  # the full model may be above it; on the sample it may have been beaten
+        final = pareto_frontier([full, *rescored] if max_macs is None or full.cost <= max_macs else rescored)
     if progress_bar is not None:
         trainer.add_callback(progress_bar)
     results = search_results(args, evolution, final, full, len(scored_on.examples), len(questions.examples))
@@ -212,8 +221,13 @@ def choose_from(args: Arguments) -> Candidate:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         frontier, full = [read_candidate(row) for row in results["frontier"]], read_candidate(results["full"])
+        made_for, length = results["max_seq_length"], args.data.max_seq_length
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SearchError(f"no results of a finished search there ({error}).") from None
+    if made_for != length:
+        raise SearchError(
+            f"its length configs were made for --max_seq_length {made_for}, not {length}; give that, or search again."
+        )
     chosen = choose(frontier, full, **budget(args))
     logger.info(
         "chose %s: %.3f of the full MACs, F1 %.2f against %.2f at full length",

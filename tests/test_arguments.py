@@ -149,6 +149,8 @@ REFUSED = [
     ("--do_search --search_min_macs 9 --search_max_macs 5", ["--search_min_macs", "--search_max_macs"]),
     ("--do_search --search_floor_ratio 0", ["--search_floor_ratio"]),
     ("--do_search --mutation_prob 0", ["--mutation_prob"]),
+    ("--do_search --bf16_full_eval", ["--bf16_full_eval", "--do_search", "use --bf16 (autocast)"]),
+    ("--do_search --fp16_full_eval", ["--fp16_full_eval", "--do_search", "use --fp16 (autocast)"]),
     ("--do_search --population_size -1", ["--population_size", "-1"]),
     ("--do_eval --max_eval_samples 0", ["--max_eval_samples", "at least 1"]),
     ("--do_eval --per_device_eval_batch_size 0", ["--per_device_eval_batch_size"]),

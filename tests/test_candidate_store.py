@@ -198,6 +198,37 @@ def test_contradicting_scores_of_one_config_are_refused(tmp_path):
         load_store(path, 2, 4)
 
 
+def test_a_store_of_other_settings_is_not_loaded(tmp_path, caplog):
+    path = tmp_path / "store.jsonl"
+    CandidateStore(path, SETTINGS).append(candidate(1, 2.5, (4, 3)))
+    assert len(load_store(path, 2, 4, SETTINGS)) == 1 and not caplog.messages
+    with pytest.raises(SearchError, match=r"store.jsonl: .*model 'reader', now 'other'; load scores") as error:
+        load_store(path, 2, 4, {**SETTINGS, "model": "other"})
+    assert "questions" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        ("(4, 3)\t10\t50\n", "model, questions, max_length"),
+        ('{"max_length": 64, "candidates": [{"length_config": [4, 3], "macs": 7, "f1": 0}]}', "model, questions"),
+    ],
+)
+def test_scores_of_settings_that_a_file_does_not_say_are_warned_about_once(tmp_path, content, missing, caplog):
+    (tmp_path / "scores").write_text(content)
+    assert len(load_store(tmp_path / "scores", 2, 4, SETTINGS)) == 1
+    assert len(caplog.messages) == 1 and caplog.messages[0].endswith(
+        f"taken as they are; it does not say their {missing}."
+    )
+
+
+def test_search_results_json_of_another_length_are_not_loaded(tmp_path):
+    path = tmp_path / "search_results.json"
+    path.write_text('{"max_length": 32, "candidates": [{"length_config": [4, 3], "macs": 7, "f1": 0}]}')
+    with pytest.raises(SearchError, match="max_length 32, now 64; load scores"):
+        load_store(path, 2, 4, SETTINGS)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SearchError, match="absent.tsv"):
         load_store(tmp_path / "absent.tsv", 2, 4)

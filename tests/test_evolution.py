@@ -157,6 +157,20 @@ def test_offspring_descend_from_the_frontier_and_stay_within_min_and_max_cost():
     assert offspring and all(120 <= c.cost <= 180 for c in offspring)
 
 
+def test_what_is_dearer_than_max_cost_is_neither_on_the_frontier_nor_a_parent():
+    dear = Candidate((64, 60, 60, 60), 244, 99.0, "mutation")
+    frontier, search = run_small(score=sum, max_cost=180, loaded=[dear])  # the dearer, the better
+    parents = {parent for c in search.candidates for parent in c.parents}
+    assert search.full.score == 256 and frontier and parents
+    assert all(c.cost <= 180 for c in frontier) and all(sum(parent) <= 180 for parent in parents)
+
+
+@pytest.mark.parametrize("change", [{"population_size": 0}, {"max_candidates": 1}])
+def test_a_search_that_scores_nothing_within_max_cost_says_so(change):
+    with pytest.raises(SearchError, match="at most cost 180; raise"):
+        run_small(max_cost=180, **change)
+
+
 def test_min_cost_below_the_floor_config_lets_the_search_go_there():
     floor = sum(constant_ratio_config(0.35, 4, 64))
     frontier, _ = run_small(min_cost=0, iterations=10)
@@ -241,7 +255,7 @@ def test_loaded_candidates_join_unscored_with_their_cost_recomputed():
         return small_score(config)
 
     frontier, search = run_small(score=score, loaded=loaded, max_candidates=10)
-    assert search.candidates[0] == Candidate((60, 50, 40, 30), 180, 95.0, "loaded")
+    assert search.candidates[0] == Candidate((60, 50, 40, 30), 180, 95.0, "mutation")
     assert search.full.score == 93.0 and frontier[-1].score == 95.0
     assert len(search.candidates) == 12  # the budget counts what had to be scored
 

@@ -82,6 +82,38 @@ def test_a_search_on_a_sample_scores_its_frontier_on_all_questions(dynamic, squa
     assert (results["candidate_questions"], results["frontier_questions"]) == (5, 18)
 
 
+def test_the_full_model_is_on_the_final_frontier_though_the_sample_did_not_have_it_there(
+    dynamic, squad_v1_file, tmp_path, monkeypatch, caplog
+):
+    def score(trainer, questions, lengths):  # cheaper is better on the sample, full length on all questions
+        return 90.0 - sum(lengths) / 10 if len(questions.examples) == 5 else 20.0 + sum(lengths) / 10
+
+    monkeypatch.setattr(search_qa, "f1_score", score)
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
+    succeed(*command, "--search_samples", "5", "--max_f1_drop", "1", "--output_dir", tmp_path)
+    results, full = read(tmp_path / "search_results.json"), [64, 64, 64]
+    assert results["frontier"][-1]["length_config"] == results["chosen"]["length_config"] == full
+    assert results["frontier"][-1] == results["full"] and len(results["frontier"]) == 2
+    assert read(tmp_path / "config.json")["length_configs"] == results["frontier"]
+    assert "[64, 64, 64]" in (tmp_path / "pareto.csv").read_text() and "(64, 64, 64)" in caplog.text
+
+
+@pytest.mark.parametrize("sample", [(), ("--search_samples", "5")])
+def test_the_full_model_above_search_max_macs_is_only_the_reference(
+    sample, dynamic, squad_v1_file, tmp_path, monkeypatch
+):
+    shown = {}
+    monkeypatch.setattr(search_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
+    monkeypatch.setattr(search_qa, "f1_score", lambda trainer, questions, lengths: sum(lengths) / 10)
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
+    succeed(*command, *sample, "--search_max_macs", 1.8e6, "--target_macs_ratio", "1", "--output_dir", tmp_path)
+    results = read(tmp_path / "search_results.json")
+    assert results["full"]["macs"] > 1.8e6 and results["full"]["length_config"] == [64, 64, 64]
+    assert results["chosen"] == results["frontier"][-1]
+    assert all(row["macs"] <= 1.8e6 for row in results["frontier"])
+    assert max(point.cost for point in shown["constant_ratio"]) == results["full"]["macs"]
+
+
 def test_the_picture_shows_a_samples_scores_at_their_distance_from_the_full_model(
     dynamic, squad_v1_file, tmp_path, monkeypatch
 ):
@@ -118,6 +150,14 @@ def test_each_budget_chooses_from_a_search(flag, value, searched, evaluate):
     assert results["eval_length_config"] == frontier[0 if flag == "--max_f1_drop" else -1]["length_config"]
 
 
+def test_length_configs_of_another_sequence_length_are_refused(searched, dynamic, squad_v1_file, tmp_path, capsys):
+    results = read(searched / "search_results.json")
+    (tmp_path / "search_results.json").write_text(json.dumps(results | {"max_seq_length": 48}))
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, "--do_eval", "--max_f1_drop", 100)
+    message = failure(capsys, *command, "--length_config_from", tmp_path, "--output_dir", tmp_path / "out")
+    assert "--length_config_from" in message and "--max_seq_length 48, not 64" in message
+
+
 def test_the_chosen_model_runs_at_its_config_without_a_flag(searched, evaluate):
     chosen = read(searched / "search_results.json")["chosen"]
     results = read(evaluate(model=searched) / "eval_results.json")
@@ -141,9 +181,9 @@ def test_a_search_does_not_overwrite_another_model(dynamic, fine_tuned, squad_v1
 
 
 def test_every_precision_of_an_evaluation_has_a_name_of_its_own():
-    flags = ("bf16", "bf16_full_eval", "fp16", "fp16_full_eval")
+    flags = ("bf16", "fp16")
     runs = [SimpleNamespace(**{other: other == flag for other in flags}) for flag in (None, *flags)]
-    assert len({search_qa.scoring_dtype(run) for run in runs}) == 5
+    assert len({search_qa.scoring_dtype(run) for run in runs}) == 3
 
 
 def test_scores_of_another_precision_are_not_taken_over(searched, dynamic, squad_v1_file, tmp_path, capsys):
@@ -152,6 +192,26 @@ def test_scores_of_another_precision_are_not_taken_over(searched, dynamic, squad
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
     command += ("--target_macs_ratio", "0.8", "--output_dir", tmp_path / "search")
     assert "its scores were made with" in failure(capsys, *command, "--bf16")
+
+
+def test_scores_of_another_model_are_not_loaded(searched, fine_tuned, squad_v1_file, tmp_path, capsys):
+    command = ("--model_name_or_path", fine_tuned, "--validation_file", squad_v1_file, *SEARCH)
+    command += ("--load_store_file", searched / "search_store.jsonl", "--output_dir", tmp_path / "out")
+    message = failure(capsys, *command)
+    assert "--load_store_file" in message and "made with weights '" in message and "questions" not in message
+    assert not (tmp_path / "out/search_store.jsonl").exists()
+
+
+def test_the_picture_of_loaded_scores_has_the_constant_ratio_curve(
+    searched, dynamic, squad_v1_file, tmp_path, monkeypatch
+):
+    shown = {}
+    monkeypatch.setattr(search_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
+    succeed(*command, "--load_store_file", searched / "search_store.jsonl", "--output_dir", tmp_path)
+    stored = map(json.loads, (searched / "search_store.jsonl").read_text().splitlines()[1:])
+    curve = [row["length_config"] for row in stored if row["origin"] in ("full", "initial")]
+    assert len(curve) > 2 and [list(point.length_config) for point in shown["constant_ratio"]] == curve
 
 
 def test_a_search_that_misses_its_target_keeps_its_results_and_says_so(dynamic, squad_v1_file, tmp_path, caplog):
