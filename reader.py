@@ -13,7 +13,8 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from features_qa import make_collator, prepare_validation_features
-from loading import MODEL_CLASSES, RunError, max_positions
+from loading import MODEL_CLASSES, max_positions
+from results_qa import RunError
 from utils_qa import AnswerSettings, extract_answers
 
 

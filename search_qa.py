@@ -17,8 +17,9 @@ from candidate_store import CandidateStore, load_store
 from candidates import Candidate, SearchError, choose, pareto_frontier, spread, write_frontier_csv
 from evolution import EvolutionarySearch, SearchSettings
 from length_drop import count_macs
-from loading import QuestionSet, RunError
+from loading import QuestionSet
 from plots import plot_pareto
+from results_qa import RunError
 from trainer_qa import QuestionAnsweringTrainer
 
 logger = logging.getLogger(__name__)

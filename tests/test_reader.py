@@ -5,8 +5,8 @@ from stages import SIZES
 from transformers import BertConfig, BertForQuestionAnswering, RobertaConfig, RobertaForQuestionAnswering
 
 from data_qa import DataError
-from loading import RunError
 from reader import Answer, Reader
+from results_qa import RunError
 
 
 @pytest.fixture
