@@ -36,7 +36,8 @@ make_venv() {
     echo "error: $base is not Python 3.11 or newer; name one with PYTHON=" >&2
     exit 2
   }
-  [[ -d .venv ]] || "$base" -m venv .venv
+  # A folder alone says nothing: what an interrupted or failed `venv` leaves has no Python or no pip.
+  "$(venv_python)" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear .venv
   for file in "$@"; do
     installed=".venv/installed-$file"
     cmp -s "$file" "$installed" && continue

@@ -162,19 +162,29 @@ def test_version_2_leaves_about_a_third_without_an_answer(tmp_path):
 # ---- the commands in scripts/*.sh ----------------------------------------------------------------------------------
 
 
-def printed_commands(script: str, folder: Path, **variables: str) -> list[list[str]]:
-    """Run a script in a copy of scripts/ with a stand-in for Python, and collect its run_qa.py command lines."""
-    shutil.copytree(ROOT / "scripts", folder / "scripts")
+def run_bash(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run bash in `folder` with no variables but `variables`, so that the caller's MODEL, FORCE, ... do not count."""
+    keep = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    environment = keep | {"PYTHON": sys.executable} | variables
+    command = ["bash", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def run_script(script: str, folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run a script in a copy of scripts/ with a stand-in for Python."""
+    shutil.copytree(ROOT / "scripts", folder / "scripts", dirs_exist_ok=True)
     (folder / "requirements.txt").write_text("")
     python = folder / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
+    python.parent.mkdir(parents=True, exist_ok=True)
     python.write_text(f'#!/bin/sh\n[ "$1" = scripts/make_sample_data.py ] && exec {sys.executable} "$@"\nexit 0\n')
     python.chmod(0o755)
     (folder / ".venv" / "installed-requirements.txt").write_text("")
-    keep = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    environment = keep | {"PYTHON": sys.executable} | variables
-    command = ["bash", f"scripts/{script}"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return run_bash(folder, f"scripts/{script}", *flags, **variables)
+
+
+def printed_commands(script: str, folder: Path, *flags: str, **variables: str) -> list[list[str]]:
+    """The run_qa.py command lines of a script that succeeds."""
+    done = run_script(script, folder, *flags, **variables)
     assert done.returncode == 0, done.stderr
     lines = [shlex.split(line) for line in done.stdout.splitlines() if " run_qa.py " in line]
     return [line[line.index("run_qa.py") + 1 :] for line in lines]
@@ -228,6 +238,21 @@ def test_finished_steps_are_skipped_with_a_line_that_says_so(tmp_path):
         (tmp_path / "output/quickstart" / step / "eval_results.json").write_text("{}")
     commands = printed_commands("quickstart.sh", tmp_path, MODEL="some/encoder")
     assert len(commands) == 1 and "--do_search" in commands[0]
+
+
+@pytest.mark.parametrize("python", [None, "#!/bin/sh\nexit 1\n"], ids=["no Python", "no pip"])
+def test_an_environment_that_was_left_unfinished_is_made_anew(python, tmp_path):
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    if python:
+        (tmp_path / ".venv/bin/python").write_text(python)
+        (tmp_path / ".venv/bin/python").chmod(0o755)
+    base = tmp_path / "python"  # without pip, because installing it takes seconds
+    base.write_text(f'#!/bin/sh\n[ "$2" = venv ] && set -- "$@" --without-pip\nexec {sys.executable} "$@"\n')
+    base.chmod(0o755)
+    done = run_bash(tmp_path, "-c", "source scripts/common.sh; make_venv", PYTHON=str(base))
+    assert done.returncode == 0, done.stderr
+    subprocess.run([tmp_path / ".venv/bin/python", "-c", ""], check=True)
 
 
 def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_path):
