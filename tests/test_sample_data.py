@@ -236,8 +236,31 @@ def test_finished_steps_are_skipped_with_a_line_that_says_so(tmp_path):
     for step in ("finetuning", "dynamic", "evaluation_full", "evaluation_searched"):
         (tmp_path / "output/quickstart" / step).mkdir(parents=True)
         (tmp_path / "output/quickstart" / step / "eval_results.json").write_text("{}")
+    made_from = "MODEL=some/encoder --train_file data/sample/train.json --validation_file data/sample/validation.json"
+    (tmp_path / "output/quickstart/made_from.txt").write_text(made_from)
     commands = printed_commands("quickstart.sh", tmp_path, MODEL="some/encoder")
     assert len(commands) == 1 and "--do_search" in commands[0]
+
+
+def test_results_of_another_model_or_data_are_refused_unless_forced(tmp_path):
+    def refused(**variables):
+        done = run_script("quickstart.sh", tmp_path, **variables)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2 and "OUTPUT_DIR=" in line and "FORCE=1" in line and "run_qa" not in done.stdout
+        return line
+
+    first = {"MODEL": "one", "DATASET": "squad"}
+    results = tmp_path / "output/quickstart/finetuning/eval_results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text("{}")
+    assert "unknown" in refused(**first)  # nobody noted what it was made from
+    assert len(printed_commands("quickstart.sh", tmp_path, FORCE="1", **first)) == 5
+    assert len(printed_commands("quickstart.sh", tmp_path, **first)) == 4
+    assert "MODEL=one" in refused(**first | {"MODEL": "two"}) and "squad" in refused(**first | {"DATASET": "other"})
+
+    (tmp_path / "data").write_text("")  # so that the sample data cannot be written
+    assert run_script("quickstart.sh", tmp_path, MODEL="two", FORCE="1").returncode == 1
+    assert "unfinished" in refused(MODEL="two")  # the later steps still hold results of the first model
 
 
 @pytest.mark.parametrize("python", [None, "#!/bin/sh\nexit 1\n"], ids=["no Python", "no pip"])
