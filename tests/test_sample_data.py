@@ -176,7 +176,10 @@ def run_script(script: str, folder: Path, *flags: str, **variables: str) -> subp
     (folder / "requirements.txt").write_text("")
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
-    python.write_text(f'#!/bin/sh\n[ "$1" = scripts/make_sample_data.py ] && exec {sys.executable} "$@"\nexit 0\n')
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = scripts/make_sample_data.py ] && exec {sys.executable} "$@"\n'
+        '[ "$1" = run_qa.py ] && echo "HF_HUB_OFFLINE=$HF_HUB_OFFLINE"\nexit 0\n'
+    )
     python.chmod(0o755)
     (folder / ".venv" / "installed-requirements.txt").write_text("")
     return run_bash(folder, f"scripts/{script}", *flags, **variables)
@@ -276,6 +279,23 @@ def test_an_environment_that_was_left_unfinished_is_made_anew(python, tmp_path):
     done = run_bash(tmp_path, "-c", "source scripts/common.sh; make_venv", PYTHON=str(base))
     assert done.returncode == 0, done.stderr
     subprocess.run([tmp_path / ".venv/bin/python", "-c", ""], check=True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "offline"),
+    [
+        ({}, "1"),
+        ({"MODEL": "scripts", "TRAIN_FILE": "t.json", "VALIDATION_FILE": "v.json"}, "1"),
+        ({"MODEL": "someone/encoder"}, ""),
+        ({"DATASET": "squad"}, ""),
+        ({"DATASET": "squad", "HF_HUB_OFFLINE": "1"}, "1"),
+    ],
+)
+def test_quickstart_is_offline_only_when_model_and_data_are_local(variables, offline, tmp_path):
+    (tmp_path / "models/all-MiniLM-L6-v2").mkdir(parents=True)
+    (tmp_path / "models/all-MiniLM-L6-v2/model.safetensors").write_text("")
+    done = run_script("quickstart.sh", tmp_path, **variables)
+    assert done.stdout.count(f"HF_HUB_OFFLINE={offline}\n") == 5, done.stderr
 
 
 def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_path):
