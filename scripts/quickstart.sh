@@ -5,8 +5,8 @@
 #   bash scripts/quickstart.sh
 #   MODEL=my/encoder TRAIN_FILE=train.json VALIDATION_FILE=dev.json OUTPUT_DIR=output/mine bash scripts/quickstart.sh
 #
-# Run it again and it goes on where it stopped; FORCE=1 does every step again, as another model or other data in the same
-# OUTPUT_DIR needs.  common.sh lists the variables.
+# Run it again and it goes on where it stopped; FORCE=1 does every step again, which another model or other data in the
+# same OUTPUT_DIR needs.  common.sh lists the variables.
 OUTPUT_DIR="${OUTPUT_DIR:-output/quickstart}"
 source "$(dirname "$0")/common.sh"
 export TOKENIZERS_PARALLELISM=false
@@ -82,8 +82,6 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
   common+=(--bf16)
 fi
-anew=()
-if [[ -n "${FORCE:-}" ]]; then anew=(--overwrite_output_dir); fi
 training=("${train_data[@]}" "${common[@]}" "${anew[@]}" --do_train --do_eval --accuracy_only
   --per_device_train_batch_size 8 --train_sampling_strategy group_by_length --attention_dropout 0 --hidden_dropout 0
   --warmup_steps 0.1 --logging_steps 25)

@@ -201,6 +201,7 @@ def printed_commands(script: str, folder: Path, *flags: str, **variables: str) -
         ("3_search.sh", {}, 1),
         ("evaluate.sh", {}, 2),
         ("reproduce.sh", {}, 5),
+        ("reproduce.sh", {"FORCE": "1"}, 5),
         ("quickstart.sh", {"MODEL": "some/encoder"}, 5),
         ("quickstart.sh", {"MODEL": "some/encoder", "TRAIN_FILE": "t.json", "VALIDATION_FILE": "v.json"}, 5),
     ],
@@ -296,6 +297,16 @@ def test_quickstart_is_offline_only_when_model_and_data_are_local(variables, off
     (tmp_path / "models/all-MiniLM-L6-v2/model.safetensors").write_text("")
     done = run_script("quickstart.sh", tmp_path, **variables)
     assert done.stdout.count(f"HF_HUB_OFFLINE={offline}\n") == 5, done.stderr
+
+
+def test_reproduce_forces_training_and_search_and_hands_its_flags_to_every_step(tmp_path):
+    for step, result in (("finetuning", "eval"), ("dynamic", "eval"), ("search", "search")):
+        (tmp_path / "output" / step).mkdir(parents=True)
+        (tmp_path / "output" / step / f"{result}_results.json").write_text("{}")
+    assert len(printed_commands("reproduce.sh", tmp_path)) == 2
+    commands = printed_commands("reproduce.sh", tmp_path, "--max_seq_length", "256", FORCE="1")
+    assert ["--overwrite_output_dir" in command for command in commands] == [True] * 3 + [False] * 2
+    assert all(command[-2:] == ["--max_seq_length", "256"] for command in commands)
 
 
 def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_path):
