@@ -315,6 +315,7 @@ def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_pat
         "eval_f1": 90.5,
         "eval_exact_match": 85.25,
         "eval_macs": 4_758_552_960,
+        "eval_macs_ratio": 1.0,
         "eval_latency_ms": 12.0,
     }
     small = {
@@ -322,6 +323,7 @@ def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_pat
         "eval_f1": 89.5,
         "eval_exact_match": 84.0,
         "eval_macs": 2_546_934_528,
+        "eval_macs_ratio": 0.5352,
         "eval_latency_ms": 8.0,
     }
     for name, results, lengths in (("full", full, [384] * 6), ("small", small, [315, 251, 242, 159, 142, 33])):
@@ -337,3 +339,14 @@ def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_pat
     assert rows[3] == ["small", "(315, 251, 242, 159, 142, 33)", "89.50", "84.00", "2.547", "8.00", "1.40x"]
     missing = subprocess.run([*command, tmp_path / "none"], capture_output=True, text=True, check=False)
     assert missing.returncode == 1 and "evaluate first" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_summary_table_tells_folders_of_one_name_and_equal_lengths_from_full_length_apart(tmp_path):
+    for folder, length, ratio in (("a/run", 384, 1.0), ("b/run", 300, 0.7694)):
+        (tmp_path / folder).mkdir(parents=True)
+        text = json.dumps({"eval_length_config": [length] * 3, "eval_macs_ratio": ratio})
+        (tmp_path / folder / "eval_results.json").write_text(text)
+    command = [sys.executable, str(ROOT / "scripts" / "summary_table.py"), "a/run", "b/run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")][:2] for line in done.stdout.splitlines()[2:]]
+    assert rows == [["a/run", "full (384)"], ["b/run", "(300, 300, 300)"]]
