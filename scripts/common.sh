@@ -10,6 +10,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUTPUT_DIR="${OUTPUT_DIR:-output}"
+# What FORCE=1 adds to a training or a search, which would otherwise go on with what its folder holds.  Used in the form
+# ${anew[@]+"${anew[@]}"}, because bash before 4.4 (that of macOS) takes an empty array for an unset variable.
+anew=()
+if [[ -n "${FORCE:-}" ]]; then anew=(--overwrite_output_dir); fi
 
 # Fills the arrays `train_data` and `validation_data` with the flags that name the data.
 choose_data() {
@@ -36,7 +40,8 @@ make_venv() {
     echo "error: $base is not Python 3.11 or newer; name one with PYTHON=" >&2
     exit 2
   }
-  [[ -d .venv ]] || "$base" -m venv .venv
+  # A folder alone says nothing: what an interrupted or failed `venv` leaves has no Python or no pip.
+  "$(venv_python)" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear .venv
   for file in "$@"; do
     installed=".venv/installed-$file"
     cmp -s "$file" "$installed" && continue

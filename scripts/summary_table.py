@@ -29,17 +29,17 @@ def number(value: float | None, digits: int, suffix: str = "") -> str:
     return "-" if value is None else f"{value:.{digits}f}{suffix}"
 
 
-def describe(length_config: list[int]) -> str:
-    """The lengths, or "full" when no layer drops anything."""
+def describe(length_config: list[int], macs_ratio: float | None) -> str:
+    """The lengths, or "full" when no layer drops anything: equal lengths alone may all be below the passage's."""
     text = ", ".join(str(length) for length in length_config)
-    return f"full ({length_config[0]})" if len(set(length_config)) == 1 else f"({text})"
+    return f"full ({length_config[0]})" if len(set(length_config)) == 1 and macs_ratio == 1 else f"({text})"
 
 
 def make_row(name: str, results: dict) -> tuple[str, ...]:
     latency, macs = results.get("eval_latency_ms"), results.get("eval_macs")
     return (
         name,
-        describe(results["eval_length_config"]),
+        describe(results["eval_length_config"], results.get("eval_macs_ratio")),
         number(results.get("eval_f1"), 2),
         number(results.get("eval_exact_match", results.get("eval_exact")), 2),
         number(macs and macs / 1e9, 3),
@@ -59,8 +59,13 @@ def format_table(rows: list[tuple[str, ...]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="output folders of run_qa.py --do_eval")
-    results = {folder.name: read_results(folder) for folder in parser.parse_args().folders}
-    print(format_table([make_row(name, row) for name, row in results.items()]))
+    folders = parser.parse_args().folders
+    names = [folder.name for folder in folders]
+    rows = [
+        make_row(folder.name if names.count(folder.name) == 1 else str(folder), read_results(folder))
+        for folder in folders
+    ]
+    print(format_table(rows))
 
 
 if __name__ == "__main__":

@@ -162,19 +162,32 @@ def test_version_2_leaves_about_a_third_without_an_answer(tmp_path):
 # ---- the commands in scripts/*.sh ----------------------------------------------------------------------------------
 
 
-def printed_commands(script: str, folder: Path, **variables: str) -> list[list[str]]:
-    """Run a script in a copy of scripts/ with a stand-in for Python, and collect its run_qa.py command lines."""
-    shutil.copytree(ROOT / "scripts", folder / "scripts")
-    (folder / "requirements.txt").write_text("")
-    python = folder / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\n[ "$1" = scripts/make_sample_data.py ] && exec {sys.executable} "$@"\nexit 0\n')
-    python.chmod(0o755)
-    (folder / ".venv" / "installed-requirements.txt").write_text("")
+def run_bash(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run bash in `folder` with no variables but `variables`, so that the caller's MODEL, FORCE, ... do not count."""
     keep = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     environment = keep | {"PYTHON": sys.executable} | variables
-    command = ["bash", f"scripts/{script}"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    command = ["bash", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def run_script(script: str, folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run a script in a copy of scripts/ with a stand-in for Python."""
+    shutil.copytree(ROOT / "scripts", folder / "scripts", dirs_exist_ok=True)
+    (folder / "requirements.txt").write_text("")
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = scripts/make_sample_data.py ] && exec {sys.executable} "$@"\n'
+        '[ "$1" = run_qa.py ] && echo "HF_HUB_OFFLINE=$HF_HUB_OFFLINE"\nexit 0\n'
+    )
+    python.chmod(0o755)
+    (folder / ".venv" / "installed-requirements.txt").write_text("")
+    return run_bash(folder, f"scripts/{script}", *flags, **variables)
+
+
+def printed_commands(script: str, folder: Path, *flags: str, **variables: str) -> list[list[str]]:
+    """The run_qa.py command lines of a script that succeeds."""
+    done = run_script(script, folder, *flags, **variables)
     assert done.returncode == 0, done.stderr
     lines = [shlex.split(line) for line in done.stdout.splitlines() if " run_qa.py " in line]
     return [line[line.index("run_qa.py") + 1 :] for line in lines]
@@ -188,6 +201,7 @@ def printed_commands(script: str, folder: Path, **variables: str) -> list[list[s
         ("3_search.sh", {}, 1),
         ("evaluate.sh", {}, 2),
         ("reproduce.sh", {}, 5),
+        ("reproduce.sh", {"FORCE": "1"}, 5),
         ("quickstart.sh", {"MODEL": "some/encoder"}, 5),
         ("quickstart.sh", {"MODEL": "some/encoder", "TRAIN_FILE": "t.json", "VALIDATION_FILE": "v.json"}, 5),
     ],
@@ -226,8 +240,73 @@ def test_finished_steps_are_skipped_with_a_line_that_says_so(tmp_path):
     for step in ("finetuning", "dynamic", "evaluation_full", "evaluation_searched"):
         (tmp_path / "output/quickstart" / step).mkdir(parents=True)
         (tmp_path / "output/quickstart" / step / "eval_results.json").write_text("{}")
+    made_from = "MODEL=some/encoder --train_file data/sample/train.json --validation_file data/sample/validation.json"
+    (tmp_path / "output/quickstart/made_from.txt").write_text(made_from)
     commands = printed_commands("quickstart.sh", tmp_path, MODEL="some/encoder")
     assert len(commands) == 1 and "--do_search" in commands[0]
+
+
+def test_results_of_another_model_or_data_are_refused_unless_forced(tmp_path):
+    def refused(**variables):
+        done = run_script("quickstart.sh", tmp_path, **variables)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2 and "OUTPUT_DIR=" in line and "FORCE=1" in line and "run_qa" not in done.stdout
+        return line
+
+    first = {"MODEL": "one", "DATASET": "squad"}
+    results = tmp_path / "output/quickstart/finetuning/eval_results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text("{}")
+    assert "unknown" in refused(**first)  # nobody noted what it was made from
+    assert len(printed_commands("quickstart.sh", tmp_path, FORCE="1", **first)) == 5
+    assert len(printed_commands("quickstart.sh", tmp_path, **first)) == 4
+    assert "MODEL=one" in refused(**first | {"MODEL": "two"}) and "squad" in refused(**first | {"DATASET": "other"})
+
+    (tmp_path / "data").write_text("")  # so that the sample data cannot be written
+    assert run_script("quickstart.sh", tmp_path, MODEL="two", FORCE="1").returncode == 1
+    assert "unfinished" in refused(MODEL="two")  # the later steps still hold results of the first model
+
+
+@pytest.mark.parametrize("python", [None, "#!/bin/sh\nexit 1\n"], ids=["no Python", "no pip"])
+def test_an_environment_that_was_left_unfinished_is_made_anew(python, tmp_path):
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    if python:
+        (tmp_path / ".venv/bin/python").write_text(python)
+        (tmp_path / ".venv/bin/python").chmod(0o755)
+    base = tmp_path / "python"  # without pip, because installing it takes seconds
+    base.write_text(f'#!/bin/sh\n[ "$2" = venv ] && set -- "$@" --without-pip\nexec {sys.executable} "$@"\n')
+    base.chmod(0o755)
+    done = run_bash(tmp_path, "-c", "source scripts/common.sh; make_venv", PYTHON=str(base))
+    assert done.returncode == 0, done.stderr
+    subprocess.run([tmp_path / ".venv/bin/python", "-c", ""], check=True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "offline"),
+    [
+        ({}, "1"),
+        ({"MODEL": "scripts", "TRAIN_FILE": "t.json", "VALIDATION_FILE": "v.json"}, "1"),
+        ({"MODEL": "someone/encoder"}, ""),
+        ({"DATASET": "squad"}, ""),
+        ({"DATASET": "squad", "HF_HUB_OFFLINE": "1"}, "1"),
+    ],
+)
+def test_quickstart_is_offline_only_when_model_and_data_are_local(variables, offline, tmp_path):
+    (tmp_path / "models/all-MiniLM-L6-v2").mkdir(parents=True)
+    (tmp_path / "models/all-MiniLM-L6-v2/model.safetensors").write_text("")
+    done = run_script("quickstart.sh", tmp_path, **variables)
+    assert done.stdout.count(f"HF_HUB_OFFLINE={offline}\n") == 5, done.stderr
+
+
+def test_reproduce_forces_training_and_search_and_hands_its_flags_to_every_step(tmp_path):
+    for step, result in (("finetuning", "eval"), ("dynamic", "eval"), ("search", "search")):
+        (tmp_path / "output" / step).mkdir(parents=True)
+        (tmp_path / "output" / step / f"{result}_results.json").write_text("{}")
+    assert len(printed_commands("reproduce.sh", tmp_path)) == 2
+    commands = printed_commands("reproduce.sh", tmp_path, "--max_seq_length", "256", FORCE="1")
+    assert ["--overwrite_output_dir" in command for command in commands] == [True] * 3 + [False] * 2
+    assert all(command[-2:] == ["--max_seq_length", "256"] for command in commands)
 
 
 def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_path):
@@ -236,6 +315,7 @@ def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_pat
         "eval_f1": 90.5,
         "eval_exact_match": 85.25,
         "eval_macs": 4_758_552_960,
+        "eval_macs_ratio": 1.0,
         "eval_latency_ms": 12.0,
     }
     small = {
@@ -243,6 +323,7 @@ def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_pat
         "eval_f1": 89.5,
         "eval_exact_match": 84.0,
         "eval_macs": 2_546_934_528,
+        "eval_macs_ratio": 0.5352,
         "eval_latency_ms": 8.0,
     }
     for name, results, lengths in (("full", full, [384] * 6), ("small", small, [315, 251, 242, 159, 142, 33])):
@@ -258,3 +339,14 @@ def test_summary_table_takes_the_speed_up_that_was_measured_side_by_side(tmp_pat
     assert rows[3] == ["small", "(315, 251, 242, 159, 142, 33)", "89.50", "84.00", "2.547", "8.00", "1.40x"]
     missing = subprocess.run([*command, tmp_path / "none"], capture_output=True, text=True, check=False)
     assert missing.returncode == 1 and "evaluate first" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_summary_table_tells_folders_of_one_name_and_equal_lengths_from_full_length_apart(tmp_path):
+    for folder, length, ratio in (("a/run", 384, 1.0), ("b/run", 300, 0.7694)):
+        (tmp_path / folder).mkdir(parents=True)
+        text = json.dumps({"eval_length_config": [length] * 3, "eval_macs_ratio": ratio})
+        (tmp_path / folder / "eval_results.json").write_text(text)
+    command = [sys.executable, str(ROOT / "scripts" / "summary_table.py"), "a/run", "b/run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")][:2] for line in done.stdout.splitlines()[2:]]
+    assert rows == [["a/run", "full (384)"], ["b/run", "(300, 300, 300)"]]
