@@ -41,7 +41,9 @@ make_venv() {
     exit 2
   }
   # A folder alone says nothing: what an interrupted or failed `venv` leaves has no Python or no pip.
-  "$(venv_python)" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear .venv
+  local python
+  python="$(venv_python)"
+  "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null 2>&1 || "$base" -m venv --clear .venv
   for file in "$@"; do
     installed=".venv/installed-$file"
     cmp -s "$file" "$installed" && continue
