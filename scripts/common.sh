@@ -10,7 +10,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUTPUT_DIR="${OUTPUT_DIR:-output}"
-anew=()  # what FORCE=1 adds to a training or a search, which would otherwise go on with what its folder holds
+# What FORCE=1 adds to a training or a search, which would otherwise go on with what its folder holds.  Used in the form
+# ${anew[@]+"${anew[@]}"}, because bash before 4.4 (that of macOS) takes an empty array for an unset variable.
+anew=()
 if [[ -n "${FORCE:-}" ]]; then anew=(--overwrite_output_dir); fi
 
 # Fills the arrays `train_data` and `validation_data` with the flags that name the data.
