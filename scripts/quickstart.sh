@@ -98,8 +98,8 @@ unless_done "$OUTPUT_DIR/dynamic/eval_results.json" run_qa --model_name_or_path 
 
 heading "6/7 search"
 unless_done "$OUTPUT_DIR/search/search_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
-  "${validation[@]}" ${anew[@]+"${anew[@]}"} --do_search --search_samples 80 --search_max_candidates 24 --population_size 8 \
-  --mutation_size 6 --crossover_size 6 --output_dir "$OUTPUT_DIR/search"
+  "${validation[@]}" ${anew[@]+"${anew[@]}"} --do_search --search_samples 80 --search_max_candidates 24 \
+  --population_size 8 --mutation_size 6 --crossover_size 6 --output_dir "$OUTPUT_DIR/search"
 
 heading "7/7 evaluation"
 evaluate=(run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" "${validation[@]}" --do_eval --benchmark)

@@ -1,7 +1,9 @@
-"""Every command that the README and --help show is one that the parser takes without a warning."""
+"""Every command that the README and --help show is one that the parser takes without a warning; pinned imports."""
 
+import ast
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,20 @@ def test_a_shown_command_parses_without_a_warning(command, capsys):
 def test_a_file_the_readme_names_exists(name):
     root = Path(__file__).parent.parent
     assert (root / name).is_file() or (root / "scripts" / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("folder", "files"), [(".", ["requirements.txt"]), ("tests", ["requirements.txt", "requirements-dev.txt"])]
+)
+def test_every_package_that_the_code_imports_is_pinned(folder, files):
+    root = Path(__file__).parent.parent
+    imported = set()
+    for path in (root / folder).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    ours = {path.stem for where in (".", "tests") for path in (root / where).glob("*.py")}
+    pinned = set(re.findall(r"^(\w+)==", "\n".join((root / file).read_text() for file in files), flags=re.MULTILINE))
+    assert imported - ours - sys.stdlib_module_names <= pinned
