@@ -253,6 +253,8 @@ def csv_rows(path: str) -> list[dict]:
         if len(rows.fieldnames or []) == 1:
             raise DataError(f"{path}: line 1 has one column, {rows.fieldnames[0]!r}; separate the cells by commas.")
         return list(rows)
+    except csv.Error as error:
+        raise DataError(f"{path}: is not valid CSV ({error}); repair it.") from None
     finally:
         csv.field_size_limit(limit)
 

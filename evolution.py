@@ -30,8 +30,8 @@ class SearchSettings:
 
     `floor_ratio` is the constant drop ratio of the cheapest initial config; offspring cost at least as much as that
     config (or `min_cost` if given) and at most `max_cost`; of what is dearer, nothing is bred and nothing returned. The
-    full config is scored all the same, as what score drops are measured from. An offspring is given up after `max_retries` failed tries;
-    the search ends after `max_candidates` scores, loaded ones not counted.
+    full config is scored all the same, as what score drops are measured from. An offspring is given up after
+    `max_retries` failed tries; the search ends after `max_candidates` scores, loaded ones not counted.
     """
 
     num_layers: int
