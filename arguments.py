@@ -170,6 +170,66 @@ class SearchArguments:
 
 
 @dataclass
+class QuantizationArguments:
+    _argument_group_name = "quantization"
+
+    tune: bool = field(
+        default=False,
+        metadata={
+            "help": "Quantize the model to INT8 with the first recipe that keeps the metric within the tolerance (needs "
+            "--do_eval; calibrates on the training split that --do_train names, and trains nothing)."
+        },
+    )
+    quantization_approach: Literal["static", "dynamic", "PostTrainingStatic", "PostTrainingDynamic"] = field(
+        default="static",
+        metadata={
+            "help": "static: calibrated ranges of the activations; dynamic: ranges by token, found while the model runs."
+        },
+    )
+    num_calibration_samples: int = field(
+        default=128, metadata={"help": "Training windows, drawn by --seed, on which static ranges are observed."}
+    )
+    calibration_method: Literal["minmax", "kl"] = field(
+        default="minmax", metadata={"help": "Neural Compressor's estimator of the ranges: extremes or a histogram."}
+    )
+    quantize_embeddings: bool = field(
+        default=True, metadata={"help": "Embedding tables in int8 too, with a scale a row."}
+    )
+    metric_name: str = field(
+        default="eval_f1", metadata={"help": "What tuning keeps: eval_f1 or eval_exact_match (v2: eval_exact)."}
+    )
+    is_relative: bool = field(
+        default=True, metadata={"help": "--perf_tol is a fraction of the float model's metric, not points of it."}
+    )
+    perf_tol: float = field(
+        default=0.01, metadata={"help": "How much of the metric the INT8 model may lose: 0.01 is one hundredth."}
+    )
+    int8: bool = field(
+        default=False,
+        metadata={
+            "help": "Evaluate, search or predict with the INT8 model of --output_dir, or of --model_name_or_path if that "
+            "is the folder of one. With --bf16 what is not INT8 is computed in bf16."
+        },
+    )
+    sensitivity: bool = field(
+        default=False,
+        metadata={
+            "help": "With --tune: also report how much each layer alone changes the answers when it is quantized."
+        },
+    )
+    engine_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the compiled INT8 engines, ~/.cache/quala if unset (machine code: nobody else should "
+            "write there)."
+        },
+    )
+
+    def __post_init__(self):
+        self.quantization_approach = self.quantization_approach.removeprefix("PostTraining").lower()
+
+
+@dataclass
 class RunArguments(TrainingArguments):
     _argument_group_name = "training and evaluation (transformers.TrainingArguments)"
 
@@ -228,4 +288,14 @@ class Arguments:
     data: DataArguments
     length_adaptive: LengthAdaptiveArguments
     search: SearchArguments
+    quantization: QuantizationArguments
     run: RunArguments
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights change; with --tune, --do_train only names the examples to calibrate on."""
+        return self.run.do_train and not self.quantization.tune
+
+    @property
+    def calibrates(self) -> bool:
+        return self.quantization.tune and self.quantization.quantization_approach == "static"

@@ -50,7 +50,7 @@ def benchmark_model(
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     batch_size, sequence_length = batch["input_ids"].shape
     common = {
-        "backend": "eager",
+        "backend": getattr(model, "backend", "eager"),
         "dtype": str(autocast or model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "batch_size": batch_size,

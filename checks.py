@@ -17,10 +17,10 @@ BUDGETS = ("max_f1_drop", "target_macs", "target_macs_ratio")
 AT_LEAST = {
     8: "max_seq_length",
     1: "doc_stride gradient_accumulation_steps max_answer_length max_eval_samples max_predict_samples "
-    "max_train_samples n_best_size per_device_eval_batch_size per_device_train_batch_size preprocessing_num_workers "
+    "max_train_samples n_best_size num_calibration_samples per_device_eval_batch_size per_device_train_batch_size preprocessing_num_workers "
     "search_max_candidates search_max_macs search_rescore search_samples target_macs",
     0: "crossover_size data_seed evo_iter layer_dropout_bound learning_rate max_f1_drop mutation_size num_sandwich "
-    "num_train_epochs population_size search_min_macs seed weight_decay",
+    "num_train_epochs perf_tol population_size search_min_macs seed weight_decay",
 }
 FRACTIONS = ("length_drop_ratio_bound", "layer_dropout_prob", "attention_dropout", "hidden_dropout")  # [0, 1)
 PROBABILITIES = ("mutation_prob", "target_macs_ratio")  # (0, 1]
@@ -34,6 +34,7 @@ def check(args: Arguments) -> None:
     check_metric(args)
     check_optimizer(args)
     check_search(args)
+    check_quantization(args)
     check_data(args)
     check_length_config(args)
     check_output_dir(args)
@@ -46,7 +47,7 @@ def require(condition: object, message: str) -> None:
 
 def given_values(args: Arguments) -> dict[str, object]:
     """The value of every flag, whatever its group."""
-    groups = (args.model, args.data, args.length_adaptive, args.search, args.run)
+    groups = (args.model, args.data, args.length_adaptive, args.search, args.quantization, args.run)
     return {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
 
 
@@ -129,7 +130,7 @@ def check_metric(args: Arguments) -> None:
 def check_optimizer(args: Arguments) -> None:
     """Build optimizer and scheduler of a parameter, as the Trainer does once everything is loaded."""
     run = args.run
-    if not run.do_train or run.optim_target_modules:  # those modules are the real model's
+    if not args.trains or run.optim_target_modules:  # those modules are the real model's
         return
     require(
         isinstance(run.lr_scheduler_kwargs, dict | None),
@@ -163,6 +164,32 @@ def check_search(args: Arguments) -> None:
         )
 
 
+def check_quantization(args: Arguments) -> None:
+    quantization, run = args.quantization, args.run
+    if not (quantization.tune or quantization.int8):
+        return
+    flag = "--tune" if quantization.tune else "--int8"
+    require(run.device.type == "cpu", f"{flag} is for processors, not for a GPU: add --use_cpu.")
+    for name in ("fp16", "bf16_full_eval", "fp16_full_eval"):
+        require(not getattr(run, name), f"--{name} cannot be used with {flag}: the float parts can be --bf16.")
+    require(not (quantization.tune and quantization.int8), "--tune makes what --int8 uses: give one of them.")
+    if quantization.int8:
+        require(not run.do_train, "--int8 cannot be trained: remove --do_train, or --tune a float model.")
+        return
+    require(run.do_eval, "--tune compares INT8 with the float model on the validation questions: add --do_eval.")
+    require(run.do_train or not args.calibrates, "--tune calibrates on training examples: add --do_train.")
+    require(run.world_size == 1, "--tune runs in one process: start it without torchrun or accelerate launch.")
+    for name in ("length_adaptive", "measure_rate", "length_config", "length_config_from"):
+        require(not getattr(args.length_adaptive, name), f"--tune and --{name} exclude each other: tune first.")
+    for name, wanted in (("do_search", args.search.do_search), ("do_predict", run.do_predict)):
+        require(not wanted, f"--tune and --{name} exclude each other: --{name} goes with --int8, in the next command.")
+    known = ["eval_f1", "eval_exact" if args.data.version_2_with_negative else "eval_exact_match"]
+    require(
+        quantization.metric_name in known,
+        f"--metric_name {quantization.metric_name} is not what evaluation gives here: {' or '.join(known)}.",
+    )
+
+
 def check_data(args: Arguments) -> None:
     data, run = args.data, args.run
     require(
@@ -170,7 +197,7 @@ def check_data(args: Arguments) -> None:
         f"--doc_stride {data.doc_stride} must be below --max_seq_length {data.max_seq_length}.",
     )
     stages = {
-        "train": (run.do_train, "--do_train"),
+        "train": (args.trains or args.calibrates, "--do_train"),
         "validation": (run.do_eval or args.search.do_search, "--do_eval / --do_search"),
         "test": (run.do_predict, "--do_predict"),
     }

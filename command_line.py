@@ -13,6 +13,7 @@ from arguments import (
     DataArguments,
     LengthAdaptiveArguments,
     ModelArguments,
+    QuantizationArguments,
     RunArguments,
     SearchArguments,
 )
@@ -29,6 +30,10 @@ one example a stage:
                  --output_dir output/dynamic
   search       python run_qa.py --model_name_or_path output/dynamic --dataset_name squad --do_search \\
                  --per_device_eval_batch_size 32 --output_dir output/search
+  quantize     python run_qa.py --model_name_or_path output/dynamic --dataset_name squad --tune --do_train --do_eval \\
+                 --quantization_approach static --per_device_eval_batch_size 32 --output_dir output/quantized
+  INT8         python run_qa.py --model_name_or_path output/dynamic --dataset_name squad --do_eval --int8 \\
+                 --length_config "(315, 251, 242, 159, 142, 33)" --output_dir output/quantized
   evaluate     python run_qa.py --model_name_or_path output/dynamic --dataset_name squad --do_eval \\
                  --length_config_from output/search --max_f1_drop 1.0 --output_dir output/evaluation
   predict      python run_qa.py --model_name_or_path output/dynamic --test_file questions.json --do_predict \\
@@ -110,12 +115,15 @@ class QaArgumentParser(HfArgumentParser):
 
 
 def build_parser() -> QaArgumentParser:
-    groups = [ModelArguments, DataArguments, LengthAdaptiveArguments, SearchArguments, RunArguments]
+    groups = [
+        *(ModelArguments, DataArguments, LengthAdaptiveArguments),
+        *(SearchArguments, QuantizationArguments, RunArguments),
+    ]
     return QaArgumentParser(
         groups,
         prog="run_qa.py",
         usage="run_qa.py [SETTINGS.json] --model_name_or_path MODEL --output_dir FOLDER --do_STAGE ... [flags]",
-        description="Fine-tune, LengthDrop, search and evaluate a length-adaptive question-answering reader.",
+        description="Fine-tune, LengthDrop, search, quantize and evaluate a length-adaptive question-answering reader.",
         epilog=EPILOG,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,

@@ -18,10 +18,10 @@ TRAINING_ONLY = (
     "gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better "
     "hidden_dropout ignore_data_skip include_num_input_tokens_seen learning_rate length_adaptive length_column_name "
     "load_best_model_at_end logging_first_step logging_nan_inf_filter logging_steps logging_strategy "
-    "lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps max_train_samples metric_for_best_model "
+    "lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps metric_for_best_model "
     "neftune_noise_alpha num_train_epochs optim optim_args optim_target_modules per_device_train_batch_size restore_callback_states_from_checkpoint "
     "resume_from_checkpoint save_only_model save_steps save_strategy save_total_limit torch_empty_cache_steps "
-    "train_file train_sampling_strategy warmup_steps weight_decay"
+    "train_sampling_strategy warmup_steps weight_decay"
 )
 # Flags that do something only together with (one of) others, or with a value of theirs.
 NEEDS = {
@@ -30,7 +30,11 @@ NEEDS = {
     "num_sandwich",
     ("do_search",): "crossover_size evo_iter load_store_file mutation_prob mutation_size population_size "
     "search_floor_ratio search_max_candidates search_max_macs search_min_macs search_rescore search_samples",
-    ("do_train", "do_search"): "full_determinism overwrite_output_dir seed",
+    ("do_train", "tune"): "max_train_samples train_file",
+    ("tune",): "calibration_method is_relative metric_name num_calibration_samples perf_tol quantization_approach "
+    "quantize_embeddings sensitivity",
+    ("tune", "int8"): "engine_cache_dir",
+    ("do_train", "do_search", "tune"): "full_determinism overwrite_output_dir seed",
     ("do_eval", "do_search"): "max_eval_samples validation_file",
     ("do_predict",): "max_predict_samples test_file",
     ("do_eval", "do_predict"): "length_config length_config_from",
@@ -52,13 +56,19 @@ NEEDS = {
     ("report_to",): "project run_name trackio_bucket_id trackio_space_id trackio_static_space_id",
 }
 # Flags that do nothing together with another.
-OVERRIDDEN = {"max_steps": "num_train_epochs", "length_adaptive": "torch_empty_cache_steps"}
+OVERRIDDEN = {
+    "max_steps": "num_train_epochs",
+    "length_adaptive": "torch_empty_cache_steps",
+    "int8": "config_name",
+    "quantization_approach dynamic": "calibration_method do_train max_train_samples num_calibration_samples "
+    "sensitivity train_file",
+}
 TRUE_UNLESS_NO = {item.name for item in fields(RunArguments) if item.default is True}  # flags --no_...
 
 
 def flags_without_effect(args: Arguments, given: set[str]) -> list[str]:
     """One line for each reason why some of the flags `given` do nothing in the chosen stages."""
-    values, lines = given_values(args), []
+    values, lines = given_values(args) | {"do_train": args.trains}, []
     left = {
         name for name in given if values.get(name) is not False or name in TRUE_UNLESS_NO
     }  # false asks for nothing

@@ -1,5 +1,6 @@
 """What a run needs before its first stage: model, questions and trainer."""
 
+import hashlib
 import logging
 import random
 import sys
@@ -16,15 +17,15 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from arguments import Arguments, DataArguments
 from data_qa import load_splits
 from features_qa import featurize, make_collator
-from modeling_la_bert import LABertForQuestionAnswering
-from modeling_la_roberta import LARobertaForQuestionAnswering
+from modeling_la_auto import MODEL_CLASSES
+from pt2e_engine import Pt2eModel, require_compiler
+from quantization import RECIPE_FILE, sha256
 from results_qa import RunError
 from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
 from utils_qa import AnswerExtractor, Answers, AnswerSettings, score_answers
 
 logger = logging.getLogger(__name__)
 
-MODEL_CLASSES = {"bert": LABertForQuestionAnswering, "roberta": LARobertaForQuestionAnswering}
 # what the libraries raise for a folder or hub id that is missing, damaged or of another kind (RuntimeError: weights of
 # another size; StrictDataclassError: a configuration with a value of another type)
 LIBRARY_ERRORS = (
@@ -100,6 +101,10 @@ def load(args: Arguments, loader: type, flag: str, **kwargs):
 
 def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The length-adaptive model in float32 and its tokenizer; RunError if the folder or the type does not fit."""
+    if args.quantization.int8:
+        return load_int8_model(args)
+    if args.quantization.tune:
+        require_compiler()
     config = load(args, AutoConfig, "config_name")
     check_config(args, config)
     adapt_config(args, config)
@@ -109,6 +114,47 @@ def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     model, report = load(args, MODEL_CLASSES[config.model_type], "model_name_or_path", **facts)
     check_weights(args, report["missing_keys"])
     return model, tokenizer
+
+
+def load_int8_model(args: Arguments) -> tuple[Pt2eModel, PreTrainedTokenizerBase]:
+    """The model of an INT8 folder and the tokenizer; RunError if it was made from another model."""
+    folder, source = int8_folder(args), args.model.model_name_or_path
+    model = open_int8(args, folder)
+    made_from = model.recipe.get("source", {})
+    if folder != Path(source) and weights_checksum(source) != made_from.get("sha256"):
+        raise RunError(
+            f"the INT8 model in --output_dir {folder} was made from {made_from.get('model_name_or_path')}, not from the "
+            f"weights that --model_name_or_path {source} holds now: --tune again, or name the INT8 folder as the model."
+        )
+    check_config(args, model.config)
+    tokenizer = load(args, AutoTokenizer, "tokenizer_name")
+    check_tokenizer(args, tokenizer, model.config)
+    if list(tokenizer.model_input_names) != list(model.input_names):
+        raise RunError(f"the tokenizer gives {tokenizer.model_input_names}, the INT8 model takes {model.input_names}.")
+    return model, tokenizer
+
+
+def open_int8(args: Arguments, folder: Path) -> Pt2eModel:
+    """The model of an INT8 folder, its float parts in the precision that the command line asks for."""
+    autocast = torch.bfloat16 if args.run.bf16 else None
+    return Pt2eModel(folder, args.quantization.engine_cache_dir, autocast)
+
+
+def int8_folder(args: Arguments) -> Path:
+    """The folder that --int8 means: the model's if it is one of an INT8 model, or else the output folder."""
+    folders = Path(args.model.model_name_or_path), Path(args.run.output_dir)
+    for folder in folders:
+        if (folder / RECIPE_FILE).is_file():
+            return folder
+    raise RunError(
+        f"--int8: neither {folders[0]} nor --output_dir {folders[1]} holds an INT8 model: make one by --tune."
+    )
+
+
+def weights_checksum(source: str) -> str | None:
+    """SHA-256 of the weights files of a local folder; None for a model of the hub."""
+    files = [path for pattern in ("*.safetensors", "pytorch_model*.bin") for path in Path(source).glob(pattern)]
+    return hashlib.sha256("".join(map(sha256, sorted(files))).encode()).hexdigest() if files else None
 
 
 def check_config(args: Arguments, config: PretrainedConfig) -> None:
@@ -135,7 +181,7 @@ def check_tokenizer(args: Arguments, tokenizer: PreTrainedTokenizerBase, config:
 
 def adapt_config(args: Arguments, config: PretrainedConfig) -> None:
     """What the command line changes in the model's configuration before the model is built."""
-    if args.run.do_train:
+    if args.trains:
         if getattr(config, "length_config", None):
             logger.info(
                 "training starts at full length; the model's length_config %s is dropped", config.length_config
@@ -153,16 +199,20 @@ def check_weights(args: Arguments, missing: set[str]) -> None:
     source = args.model.model_name_or_path
     if lacking:
         raise RunError(f"--model_name_or_path {source} lacks {len(lacking)} weights of its type, like {lacking[0]}.")
-    if missing and args.run.do_train:
+    if missing and args.trains:
         logger.info("%s has no question-answering head yet: training starts with a new one", source)
     elif missing:
         logger.warning("%s has no question-answering head: its answers mean nothing before --do_train", source)
 
 
 def load_data(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset | None, dict[str, QuestionSet]]:
-    """Training features (None without --do_train) and the question sets "validation" and "test" the stages need."""
+    """Training features (None if no stage needs them) and the question sets "validation" and "test" the stages need."""
     data, run = args.data, args.run
-    wanted = {"train": run.do_train, "validation": run.do_eval or args.search.do_search, "test": run.do_predict}
+    wanted = {
+        "train": args.trains or args.calibrates,
+        "validation": run.do_eval or args.search.do_search,
+        "test": run.do_predict,
+    }
     files = {split: getattr(data, f"{split}_file") for split in wanted if wanted[split]}
     if data.dataset_name and all(files.values()):
         logger.warning("--dataset_name %s is not used: every stage has a file of its own", data.dataset_name)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from arguments import Arguments
+from quantization import RECIPE_FILE
 from results_qa import RunError, write_json
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,10 @@ def prepare_output_dir(args: Arguments) -> str | None:
     folder = Path(args.run.output_dir)
     with args.run.main_process_first(desc="output folder"):
         make_folder(folder)
-        if args.search.do_search and not (args.run.do_train or args.run.overwrite_output_dir):
+        replaces = not args.quantization.int8 or Path(args.model.model_name_or_path, RECIPE_FILE).is_file()
+        if args.search.do_search and replaces and not (args.trains or args.run.overwrite_output_dir):
             check_search_folder(folder)
-        return checkpoint_to_resume(args) if args.run.do_train else None
+        return checkpoint_to_resume(args) if args.trains else None
 
 
 def begin_output_dir(args: Arguments) -> None:
@@ -36,9 +38,9 @@ def begin_output_dir(args: Arguments) -> None:
     folder, run = Path(args.run.output_dir), args.run
     with run.main_process_first(desc="output folder"):
         if run.process_index == 0:
-            if run.overwrite_output_dir and (run.do_train or args.search.do_search):
+            if run.overwrite_output_dir and (args.trains or args.search.do_search):
                 clear_output_dir(folder)
-            if run.do_train:
+            if args.trains:
                 write_json(folder / "run_args.json", run_settings(args))
 
 

@@ -13,7 +13,10 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from features_qa import make_collator, prepare_validation_features
-from loading import MODEL_CLASSES, max_positions
+from loading import max_positions
+from modeling_la_auto import MODEL_CLASSES
+from pt2e_engine import Pt2eModel
+from quantization import RECIPE_FILE
 from results_qa import RunError
 from utils_qa import AnswerSettings, extract_answers
 
@@ -39,11 +42,14 @@ class Reader:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs) -> "Reader":
-        """Load a folder or hub id; keyword arguments go to the model's from_pretrained."""
+        """Load a folder (of an INT8 model too) or hub id; keyword arguments go to the model's from_pretrained."""
         config = AutoConfig.from_pretrained(folder)
         if config.model_type not in MODEL_CLASSES:
             raise RunError(f"{folder} is of type {config.model_type}; supported are {' and '.join(MODEL_CLASSES)}.")
-        model = MODEL_CLASSES[config.model_type].from_pretrained(folder, **kwargs).eval()
+        if Path(folder, RECIPE_FILE).is_file():
+            model = Pt2eModel(folder, **kwargs)
+        else:
+            model = MODEL_CLASSES[config.model_type].from_pretrained(folder, **kwargs).eval()
         length = min(getattr(config, "length_config_max_length", None) or 384, max_positions(config))
         return cls(model, AutoTokenizer.from_pretrained(folder), length, min(128, length // 3))
 

@@ -49,6 +49,9 @@ def how_made(args: Arguments) -> dict[str, dict]:
     """What a result was made with: the settings that decide on it, and the environment."""
     data, run = args.data, args.run
     files = {f"{split}_file": getattr(data, f"{split}_file") for split in ("train", "validation", "test")}
+    precision = next(
+        (name for name in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval") if getattr(run, name)), "float32"
+    )
     run_settings = {
         "model_name_or_path": args.model.model_name_or_path,
         **{name: value for name, value in ({"dataset_name": data.dataset_name} | files).items() if value},
@@ -56,9 +59,7 @@ def how_made(args: Arguments) -> dict[str, dict]:
         "doc_stride": data.doc_stride,
         "per_device_eval_batch_size": run.per_device_eval_batch_size,
         "pad_to_max_length": data.pad_to_max_length,
-        "precision": next(
-            (name for name in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval") if getattr(run, name)), "float32"
-        ),
+        "precision": f"int8 and {precision}" if args.quantization.int8 or args.quantization.tune else precision,
         "processes": run.world_size,
     }
     return {"run": run_settings, "environment": environment()}

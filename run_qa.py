@@ -11,6 +11,9 @@ Stages run in the order train, evaluate, search, predict and meet only through t
 run_qa.py --help` explains every flag.
 """
 
+import quiet_libraries  # noqa: F401  (before transformers)
+
+# isort: split
 import logging
 import sys
 from pathlib import Path
@@ -40,6 +43,8 @@ from loading import QuestionSet, load_data, load_model, make_trainer
 from model_card import write_model_card
 from output_folder import begin_output_dir, forget_scores, last_checkpoint, prepare_output_dir, trainer_state
 from plots import PlotError, plot_loss_curve
+from quantization import copy_int8
+from quantize_qa import tune
 from results_qa import RunError, how_made, write_json, write_results
 from search_qa import choose_from, search
 from trainer_qa import QuestionAnsweringTrainer
@@ -53,6 +58,8 @@ OUR_MODULES = (
     "data_qa",
     "candidate_store",
     "evolution",
+    "pt2e_engine",
+    "quantize_qa",
     "search_qa",
     "utils_qa",
 )
@@ -165,6 +172,7 @@ def benchmark(trainer, args: Arguments, questions: QuestionSet, length_config: t
     batch = collate([{name: row[name] for name in columns} for row in questions.features.select(range(size))])
     full = full_config(args, trainer.model.config)
     half = torch.bfloat16 if args.run.bf16 else torch.float16 if args.run.fp16 else None
+    half = None if args.quantization.int8 else half  # an engine has its own
     configs = {lengths: lengths for lengths in (length_config, full)}
     rows = benchmark_model(trainer.model, dict(batch), configs, autocast=half)
     for lengths, row in rows.items():
@@ -206,14 +214,28 @@ def predict(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Quest
     report(trainer, args, "predict", metrics, answers)
 
 
+def quantize(args: Arguments, model, tokenizer, train_features, questions: QuestionSet) -> None:
+    """An INT8 model within the tolerance, and its scores at full length beside the float model's."""
+    tuned = tune(args, model, tokenizer, train_features, questions)
+    full = full_config(args, model.config)
+    metrics = tuned.metrics | {"eval_samples": len(questions.examples), "eval_features": len(questions.features)}
+    metrics |= cost_facts(args, model.config, full, "eval_") | {"eval_float": tuned.results["float"]}
+    report(tuned.trainer, args, "eval", without_timing(metrics) if args.run.accuracy_only else metrics, tuned.answers)
+    logger.info("done: the INT8 model is in %s", args.run.output_dir)
+
+
 def search_length_configs(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet) -> None:
     """Search, and leave the model with the frontier in its configuration (and the chosen config as its default)."""
     results, config = search(trainer, args, questions), trainer.model.config
     config.length_config_max_length = args.data.max_seq_length
     config.length_configs = results["frontier"]
     config.length_config = results["chosen"]["length_config"] if results["chosen"] else None
-    trainer.save_model()
+    if not args.quantization.int8:
+        trainer.save_model()
     if trainer.is_world_process_zero():
+        if args.quantization.int8:
+            copy_int8(trainer.model.folder, args.run.output_dir, config)
+            trainer.processing_class.save_pretrained(args.run.output_dir)
         write_results(args, "search", results)
 
 
@@ -224,6 +246,17 @@ def report(trainer: QuestionAnsweringTrainer, args: Arguments, stage: str, metri
     if trainer.is_world_process_zero():
         write_results(args, stage, metrics)
         write_answers(answers, args.run.output_dir, stage)
+
+
+def prepare_engines(args: Arguments, model, length_config: tuple[int, ...] | None) -> None:
+    """Load the engines that the stages will need, and compile those that are missing, before any question is read."""
+    full = full_config(args, model.config)
+    wanted = {length_config or getattr(model.config, "length_config", None) or full}
+    if args.search.do_search or args.run.benchmark or args.length_adaptive.measure_rate:
+        wanted |= {full, (1,) * len(full)}
+    with args.run.main_process_first(desc="INT8 engines"):
+        for lengths in wanted:
+            model.prepare(tuple(lengths))
 
 
 def describe_training(args: Arguments) -> str:
@@ -242,9 +275,13 @@ def run(args: Arguments) -> None:
     checkpoint = prepare_output_dir(args)
     model, tokenizer = load_model(args)
     length_config = asked_length_config(args, model.config)  # a misfit is said before any work is done
+    if args.quantization.int8:
+        prepare_engines(args, model, length_config)
     train_features, questions = load_data(args, tokenizer)
     begin_output_dir(args)
     validation = questions.get("validation")
+    if args.quantization.tune:
+        return quantize(args, model, tokenizer, train_features, validation)
     trainer = make_trainer(args, model, tokenizer, train_features, validation)
     if args.run.do_train:
         train(trainer, args, checkpoint)

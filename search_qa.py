@@ -19,6 +19,7 @@ from evolution import EvolutionarySearch, SearchSettings
 from length_drop import count_macs
 from loading import QuestionSet
 from plots import plot_pareto
+from pt2e_engine import Pt2eModel
 from results_qa import RunError
 from trainer_qa import QuestionAnsweringTrainer
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 def fingerprint(model: PreTrainedModel) -> str:
     """Hex digest of the weights: scores of another model must not be taken for this one's."""
+    if isinstance(model, Pt2eModel):
+        return model.recipe["sha256"][:16]
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -46,7 +49,7 @@ def scoring_facts(args: Arguments, model: PreTrainedModel, questions: QuestionSe
         "questions": hashlib.sha256(texts.encode()).hexdigest()[:16],
         "max_seq_length": args.data.max_seq_length,
         "doc_stride": args.data.doc_stride,
-        "dtype": scoring_dtype(args.run),
+        "dtype": model.dtype if args.quantization.int8 else scoring_dtype(args.run),
         **asdict(questions.settings),
     }
 

@@ -1,0 +1,207 @@
+"""Post-training quantization to INT8, and the folder that keeps it: one calibration, any engine, any length config.
+
+An INT8 folder holds int8 weights, scales and activation ranges in safetensors, and everything else in a JSON recipe that
+names the weights file and its checksum.  The recipe is written last and renamed into place: a kill leaves the old model
+or the new one.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from calibration import channel_maxima, linear_layers, observe_ranges, smoothing_factors
+from int8_modules import Int8Embedding, Int8Linear, replace_modules
+from modeling_la_auto import MODEL_CLASSES
+from results_qa import RunError, write_json
+
+logger = logging.getLogger(__name__)
+RECIPE_FILE = "int8_recipe.json"
+FORMAT = 1  # raise it when the code can no longer read older folders
+# The input of the second feed-forward product comes out of GELU: a few tokens are twenty times as large as the others,
+# in channels that change, so that neither a common range nor one factor a channel serves the others.
+AFTER_GELU = r"layer\.\d+\.output\.dense$"
+ALL = r""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantized.
+
+    `by_token` is a pattern of the names of the linear layers whose input gets its range token by token while the model
+    runs; the others get the range that was observed by `calibration_method`, after smoothing with SmoothQuant's alpha.
+    A pattern that matches all of them is dynamic quantization, which needs no calibration.
+    """
+
+    by_token: str = AFTER_GELU
+    calibration_method: str | None = "minmax"
+    smoothing: float | None = 0.5
+    embeddings: bool = True
+    weight_bits: int = 8
+
+    @property
+    def approach(self) -> str:
+        return "dynamic" if self.by_token == ALL else "static"
+
+    def __str__(self) -> str:
+        if self.approach == "dynamic":
+            return "every range by token"
+        smoothed = "no smoothing" if self.smoothing is None else f"smoothing {self.smoothing:g}"
+        return f"ranges by {self.calibration_method}, {smoothed}, after GELU by token"
+
+
+def recipes(approach: str, method: str, embeddings: bool) -> list[Recipe]:
+    """The recipes that tuning tries, in this order."""
+    common = {"embeddings": embeddings, "weight_bits": 8 if has_vnni() else 7}
+    dynamic = Recipe(by_token=ALL, calibration_method=None, smoothing=None, **common)
+    if approach == "dynamic":
+        return [dynamic]
+    return [Recipe(calibration_method=method, smoothing=alpha, **common) for alpha in (0.5, 0.7)] + [dynamic]
+
+
+def has_vnni() -> bool:
+    """Whether the processor adds products of bytes up in 32 bits (AVX-512 VNNI or AMX)."""
+    return torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def quantize(model: nn.Module, recipe: Recipe, batches: list[dict[str, torch.Tensor]]) -> nn.Module:
+    """A copy of `model` with INT8 modules, calibrated at full length on `batches` (of any size and length).
+
+    Every linear layer and, if the recipe says so, every embedding table is quantized; LayerNorms stay in float32.
+    """
+    quantized = copy.deepcopy(model).eval()
+    static = [name for name in linear_layers(model) if not re.search(recipe.by_token, name)]
+    ranges, factors = {}, {}
+    if static:
+        if recipe.smoothing is not None:
+            maxima = channel_maxima(quantized, batches)
+            factors = smoothing_factors(quantized, {name: maxima[name] for name in static}, recipe.smoothing)
+        ranges = observe_ranges(quantized, batches, recipe.calibration_method, factors)
+    modules = {
+        name: Int8Linear.from_float(
+            linear, ranges[name] if name in static else None, factors.get(name), recipe.weight_bits
+        )
+        for name, linear in linear_layers(quantized).items()
+    }
+    if recipe.embeddings:
+        tables = {name: table for name, table in quantized.named_modules() if isinstance(table, nn.Embedding)}
+        modules |= {name: Int8Embedding.from_float(table) for name, table in tables.items()}
+    replace_modules(quantized, modules)
+    return quantized
+
+
+# ---- the folder ----------------------------------------------------------------------------------------------------
+
+
+def int8_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All that defines a quantized model, by dotted names."""
+    modules = {
+        name: module for name, module in model.named_modules() if isinstance(module, Int8Linear | Int8Embedding)
+    }
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.tensors().items()}
+    floats = {name: value for name, value in model.state_dict().items() if name.rpartition(".")[0] not in modules}
+    return {name: value.detach().contiguous() for name, value in (tensors | floats).items()}
+
+
+def save_int8(model: nn.Module, folder: str | Path, recipe: Recipe, facts: dict) -> None:
+    """Write a quantized model to `folder`; `facts` go into its recipe file too. Other weights of ours are removed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".int8_weights.tmp"
+    save_file(int8_tensors(model), temporary)
+    checksum = sha256(temporary)
+    weights = folder / f"int8_weights-{checksum[:12]}.safetensors"
+    temporary.replace(weights)
+    made = {"format": FORMAT, "weights": weights.name, "sha256": checksum, "approach": recipe.approach}
+    made |= {"recipe": asdict(recipe), "config": config_facts(model.config)}
+    write_json(folder / RECIPE_FILE, made | facts)
+    for old in set(folder.glob("int8_weights-*.safetensors")) - {weights}:
+        old.unlink()
+
+
+def config_facts(config: PretrainedConfig) -> dict:
+    return {name: value for name, value in config.to_dict().items() if name not in ("dtype", "_name_or_path")}
+
+
+def copy_int8(source: str | Path, target: str | Path, config: PretrainedConfig) -> None:
+    """Put the INT8 model of `source` into `target`, with length configs of another `config`."""
+    recipe, target = read_recipe(source), Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    weights, temporary = target / recipe["weights"], target / ".int8_weights.tmp"
+    if not weights.is_file():
+        shutil.copyfile(Path(source, recipe["weights"]), temporary)
+        temporary.replace(weights)
+    write_json(target / RECIPE_FILE, recipe | {"config": config_facts(config)})
+    config.save_pretrained(target)
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_recipe(folder: str | Path) -> dict:
+    """What RECIPE_FILE of an INT8 folder says; RunError if it is none, is damaged or was made for another processor."""
+    path = Path(folder, RECIPE_FILE)
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        weights = path.with_name(Path(recipe["weights"]).name)
+        if recipe["format"] != FORMAT:
+            raise RunError(f"{folder} is an INT8 folder of format {recipe['format']}, not {FORMAT}: --tune it again.")
+        if sha256(weights) != recipe["sha256"]:
+            raise RunError(f"{weights} is not the file that {RECIPE_FILE} was written for: --tune again.")
+        bits = recipe["recipe"]["weight_bits"]
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{folder} holds no INT8 model ({Path(error.filename).name} is missing): make one by --tune."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{path} is damaged ({error!r}): --tune again.") from error
+    if bits == 8 and not has_vnni():
+        raise RunError(
+            f"{folder} uses all 8 bits, for processors with AVX-512 VNNI, which this one lacks: --tune it here."
+        )
+    return recipe
+
+
+def stored_config(recipe: dict) -> PretrainedConfig:
+    """The model's configuration, as the recipe file keeps it."""
+    return AutoConfig.for_model(**recipe["config"])
+
+
+def load_int8(folder: str | Path) -> nn.Module:
+    """The quantized model of an INT8 folder in PyTorch operators: what engines are built from, slow by itself."""
+    recipe = read_recipe(folder)
+    try:
+        tensors = load_file(Path(folder, recipe["weights"]))
+        model = MODEL_CLASSES[recipe["config"]["model_type"]](stored_config(recipe)).eval()
+        replaced = {name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")}
+        modules = {name: rebuild(model.get_submodule(name), name, tensors) for name in sorted(replaced)}
+        replace_modules(model, modules)
+        floats = {name: value for name, value in tensors.items() if name.rpartition(".")[0] not in replaced}
+        missing, unexpected = model.load_state_dict(floats, strict=False)
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise RunError(f"{folder} does not hold the INT8 model that its {RECIPE_FILE} describes: {error}") from error
+    missing = [name for name in missing if name.rpartition(".")[0] not in replaced]
+    if missing or unexpected:
+        raise RunError(f"{folder} does not hold the INT8 model of its {RECIPE_FILE}: {[*missing, *unexpected][0]}")
+    return model
+
+
+def rebuild(original: nn.Module, name: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """The INT8 module in the place of `original`, from the tensors whose names begin with its own."""
+    kind = Int8Linear if isinstance(original, nn.Linear) else Int8Embedding
+    own = {key.rpartition(".")[2]: value for key, value in tensors.items() if key.rpartition(".")[0] == name}
+    return kind.from_tensors(own)

@@ -1,0 +1,233 @@
+"""Quantizing and using an INT8 folder from the command line, and the engine against the modules it was compiled from."""
+
+import json
+import shutil
+from zipfile import ZipFile
+
+import pytest
+import torch
+from stages import SEARCH, digest, failure, read, run, succeed
+from transformers import RobertaConfig
+
+import pt2e_engine
+import quantize_qa
+from int8_modules import Int8Linear
+from modeling_la_auto import MODEL_CLASSES
+from pt2e_engine import Pt2eModel, check_integer_products, executed_products, integer_products
+from quantization import RECIPE_FILE, load_int8, quantize, recipes, save_int8
+from quantize_qa import within_tolerance
+from reader import Reader
+from results_qa import RunError
+
+CONFIG = "(40, 24, 10)"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Where all tests keep their engines: to compile one takes half a minute."""
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="session")
+def quantized(tmp_path_factory, dynamic, squad_v1_file, cache):
+    folder, before = tmp_path_factory.mktemp("stage") / "quantized", digest(dynamic)
+    files = ("--train_file", squad_v1_file, "--validation_file", squad_v1_file)
+    flags = ("--tune", "--do_train", "--do_eval", "--sensitivity", "--perf_tol", "1.0", "--engine_cache_dir", cache)
+    succeed("--model_name_or_path", dynamic, *files, *flags, "--output_dir", folder)
+    assert digest(dynamic) == before
+    return folder
+
+
+@pytest.fixture
+def int8(quantized, dynamic, squad_v1_file, cache, tmp_path):
+    """Runs a stage with --int8 in a copy of the INT8 folder; returns the copy."""
+
+    def run_stage(*flags):
+        folder = tmp_path / "quantized"
+        shutil.copytree(quantized, folder, dirs_exist_ok=True)
+        files = ("--validation_file", squad_v1_file, "--engine_cache_dir", cache)
+        succeed("--model_name_or_path", dynamic, *files, "--int8", *flags, "--output_dir", folder)
+        return folder
+
+    return run_stage
+
+
+def random_batch(names, rows, tokens, vocabulary):
+    generator = torch.Generator().manual_seed(rows * tokens)
+    lengths = torch.randint(tokens // 2, tokens + 1, (rows, 1), generator=generator)
+    mask = (torch.arange(tokens) < lengths).long()
+    ids = torch.randint(5, vocabulary, (rows, tokens), generator=generator) * mask
+    values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return {name: values[name] for name in names}
+
+
+def logits(model, batch, length_config):
+    with torch.no_grad():
+        outputs = model(**batch, length_config=length_config)
+    return torch.stack([outputs.start_logits, outputs.end_logits])
+
+
+# ---- the stages ----------------------------------------------------------------------------------------------------
+
+
+def test_tuning_leaves_an_int8_folder_its_trials_and_its_scores(quantized):
+    names = {path.name for path in quantized.iterdir() if not path.name.startswith("int8_weights")}
+    assert {RECIPE_FILE, "config.json", "tokenizer.json", "quantize_results.json", "eval_results.json"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    results = read(quantized / "quantize_results.json")
+    assert len(results["trials"]) == 1 and results["trials"][0]["within_tolerance"]
+    assert len(results["sensitivity"]) == 6 * 3 + 1 + 2
+    assert read(quantized / "eval_results.json")["eval_float"] == results["float"]
+
+
+def test_the_size_on_disk_is_reported(quantized):
+    files = [path for path in quantized.iterdir() if path.name.startswith(("int8", "token", "config"))]
+    assert read(quantized / "quantize_results.json")["size_bytes"] == sum(path.stat().st_size for path in files)
+
+
+def test_both_spellings_of_the_approach_mean_the_same(dynamic, squad_v1_file, tmp_path, capsys):
+    common = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, "--output_dir", tmp_path / "x")
+    with pytest.raises(SystemExit):
+        run(*common, "--tune", "--do_eval", "--quantization_approach", "PostTrainingStatic")
+    assert "--tune calibrates on training examples: add --do_train" in capsys.readouterr().err
+
+
+def test_one_calibration_serves_every_length_config(int8):
+    full, dropped = (
+        read(int8("--do_eval", *flags) / "eval_results.json") for flags in ((), ("--length_config", CONFIG))
+    )
+    assert full["eval_macs_ratio"] == 1.0 and dropped["eval_length_config"] == json.loads(f"[{CONFIG[1:-1]}]")
+    assert full["run"]["precision"] == "int8 and float32"
+
+
+def test_int8_predicts_what_it_evaluates(int8, squad_v1_file):
+    folder = int8("--do_eval", "--do_predict", "--test_file", squad_v1_file, "--length_config", CONFIG)
+    assert read(folder / "predict_predictions.json") == read(folder / "eval_predictions.json")
+
+
+def test_int8_searches_and_leaves_an_int8_model_with_the_frontier(int8, quantized, squad_v1_file, cache, tmp_path):
+    folder = int8(*SEARCH)
+    assert read(folder / "search_results.json")["frontier"] == read(folder / RECIPE_FILE)["config"]["length_configs"]
+    budget = ("--length_config_from", folder, "--target_macs_ratio", "0.9", "--engine_cache_dir", cache)
+    files = ("--validation_file", squad_v1_file, "--output_dir", tmp_path / "searched")
+    succeed("--model_name_or_path", folder, "--int8", "--do_eval", *budget, *files)
+
+
+def test_the_benchmark_names_the_engine(int8):
+    rows = read(int8("--do_eval", "--benchmark", "--length_config", CONFIG) / "benchmark_results.json")["rows"]
+    assert [(row["backend"], row["dtype"]) for row in rows] == [("pt2e", "int8")] * 2
+
+
+def test_the_reader_answers_from_an_int8_folder(quantized, cache):
+    answer = Reader.from_pretrained(quantized, cache_dir=cache)("Where?", "In a town.", length_config=(40, 24, 10))
+    assert answer.text in "In a town."
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_the_int8_folder_of_another_model_is_refused(quantized, fine_tuned, squad_v1_file, capsys):
+    flags = ("--validation_file", squad_v1_file, "--do_eval", "--int8", "--output_dir", quantized)
+    assert "was made from" in failure(capsys, "--model_name_or_path", fine_tuned, *flags)
+
+
+def test_int8_without_an_int8_folder_is_refused(dynamic, squad_v1_file, tmp_path, capsys):
+    flags = ("--validation_file", squad_v1_file, "--do_eval", "--int8", "--output_dir", tmp_path / "new")
+    assert "make one by --tune" in failure(capsys, "--model_name_or_path", dynamic, *flags)
+
+
+def test_no_recipe_within_the_tolerance_ends_the_run_and_leaves_no_model(
+    dynamic, squad_v1_file, cache, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(quantize_qa, "within_tolerance", lambda *_: False)
+    monkeypatch.setattr(quantize_qa, "open_int8", lambda args, folder: load_int8(folder))
+    monkeypatch.setattr("torch.nn.Module.prepare", lambda *_: None, raising=False)
+    files = ("--validation_file", squad_v1_file, "--output_dir", tmp_path / "none")
+    flags = ("--tune", "--do_eval", "--quantization_approach", "dynamic", "--engine_cache_dir", cache)
+    message = failure(capsys, "--model_name_or_path", dynamic, *files, *flags)
+    assert "none of the 1 recipes keeps eval_f1 within --perf_tol 0.01" in message
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_without_a_compiler_tuning_ends_before_any_work(dynamic, squad_v1_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pt2e_engine, "cxx_compiler", lambda: None)
+    files = ("--validation_file", squad_v1_file, "--output_dir", tmp_path / "none")
+    flags = ("--tune", "--do_eval", "--quantization_approach", "dynamic")
+    assert "apt-get install g++" in failure(capsys, "--model_name_or_path", dynamic, *files, *flags)
+
+
+@pytest.mark.parametrize(
+    "score, relative, tolerance, kept",
+    [(79.2, True, 0.01, True), (79.1, True, 0.01, False), (79.0, False, 1.0, True), (81.0, True, 0.0, True)],
+)
+def test_the_tolerance_is_relative_or_in_points(score, relative, tolerance, kept):
+    class Quantization:
+        is_relative, perf_tol = relative, tolerance
+
+    assert within_tolerance(Quantization, 80.0, score) is kept
+
+
+# ---- the engine ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", params=["bert", "roberta"])
+def engine(request, tmp_path_factory, cache):
+    """(compiled model, the modules it was compiled from)."""
+    if request.param == "bert":
+        folder = request.getfixturevalue("quantized")
+    else:
+        folder, recipe = tmp_path_factory.mktemp("roberta"), recipes("dynamic", "minmax", True)[0]
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+        config = RobertaConfig(vocab_size=100, max_position_embeddings=130, initializer_range=0.2, **sizes)
+        facts = {"max_seq_length": 64, "input_names": ["input_ids", "attention_mask"]}
+        save_int8(quantize(MODEL_CLASSES["roberta"](config), recipe, []), folder, recipe, facts)
+    return Pt2eModel(folder, cache), load_int8(folder)
+
+
+@pytest.mark.parametrize("length_config", [(40, 24, 10), (50, 50, 5), (64, 63, 62), (9, 2, 1)])
+@pytest.mark.parametrize("rows, tokens", [(4, 64), (1, 64), (3, 30), (7, 9)])
+def test_one_engine_serves_every_batch_length_and_config(engine, rows, tokens, length_config):
+    compiled, modules = engine
+    batch = random_batch(compiled.input_names, rows, tokens, 90)
+    expected = logits(modules, batch, length_config)
+    assert (logits(compiled, batch, length_config) - expected).abs().median() < 1e-3 * expected.std()
+
+
+def test_a_reloaded_engine_is_bit_equal(engine):
+    compiled, _ = engine
+    batch = random_batch(compiled.input_names, 4, 64, 90)
+    again = Pt2eModel(compiled.folder, compiled.cache_dir)
+    assert torch.equal(logits(again, batch, (40, 24, 10)), logits(compiled, batch, (40, 24, 10)))
+
+
+def test_every_linear_layer_executes_as_an_integer_product(engine):
+    compiled, modules = engine
+    batch = random_batch(compiled.input_names, 4, 64, 90)
+    compiled.prepare((40, 24, 10))
+    lines = executed_products(lambda: logits(compiled, batch, (40, 24, 10)))
+    assert integer_products(lines).total() == sum(isinstance(module, Int8Linear) for module in modules.modules()) == 19
+    assert check_integer_products(modules, lines)
+
+
+def test_layers_that_stay_in_float_are_named(engine):
+    _, modules = engine
+    lines = executed_products(lambda: logits(modules, random_batch(["input_ids", "attention_mask"], 2, 20, 90), None))
+    with pytest.raises(RunError, match=r"only 0 of \d+ products of .* layer.0.attention.self.query"):
+        check_integer_products(modules, lines)
+
+
+def test_a_compiled_engine_needs_no_compiler_and_a_new_one_says_so(engine, tmp_path, monkeypatch):
+    compiled, _ = engine
+    monkeypatch.setattr(pt2e_engine, "cxx_compiler", lambda: None)
+    batch = random_batch(compiled.input_names, 2, 20, 90)
+    logits(Pt2eModel(compiled.folder, compiled.cache_dir), batch, (12, 8, 4))
+    with pytest.raises(RunError, match="apt-get install g"):
+        logits(Pt2eModel(compiled.folder, tmp_path), batch, (12, 8, 4))
+
+
+def test_nothing_of_an_engine_is_a_pickle(cache, engine):
+    compiled, _ = engine
+    compiled.prepare((40, 24, 10))
+    for file in cache.rglob("*.pt2"):
+        assert not [name for name in ZipFile(file).namelist() if name.endswith((".pkl", ".pt", ".bin"))]
