@@ -1,7 +1,8 @@
 """Latency and throughput, measured so that numbers can be compared: interleaved, warmed up, medians with spread."""
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -32,37 +33,48 @@ def measure_latency(
     }
 
 
-def _forward(
-    model: torch.nn.Module, batch: dict, length_config: tuple[int, ...], autocast: torch.dtype | None
-) -> None:
-    with torch.inference_mode(), torch.autocast(model.device.type, autocast, enabled=autocast is not None):
-        model(**batch, length_config=length_config).start_logits.sum().item()  # item() waits for a GPU
+@dataclass(frozen=True)
+class Contender:
+    """A model at a length config, its float parts in `autocast` (its own type if None); `facts` go into its row."""
+
+    model: torch.nn.Module
+    length_config: tuple[int, ...]
+    autocast: torch.dtype | None = None
+    facts: dict = field(default_factory=dict)
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> None:
+        """One forward pass, waited for."""
+        device = self.model.device.type
+        with torch.inference_mode(), torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            self.model(**batch, length_config=self.length_config).start_logits.sum().item()  # item() waits for a GPU
+
+    def row(self) -> dict:
+        """What the measurement is of."""
+        return {
+            "backend": getattr(self.model, "backend", "eager"),
+            "dtype": str(self.autocast or self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "length_config": list(self.length_config),
+            **self.facts,
+        }
 
 
-def benchmark_model(
-    model: torch.nn.Module,
-    batch: dict[str, torch.Tensor],
-    length_configs: dict[Hashable, tuple[int, ...]],
-    autocast: torch.dtype | None = None,
-) -> dict[Hashable, dict]:
-    """Latency of `model` on one padded `batch` at each named length config: one row each, milliseconds a batch."""
-    model.eval()
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+def benchmark_rows(contenders: Sequence[Contender], batch: dict[str, torch.Tensor]) -> list[dict]:
+    """Latency of the contenders in turn on one padded `batch`: a row each, milliseconds a batch."""
     batch_size, sequence_length = batch["input_ids"].shape
     common = {
-        "backend": getattr(model, "backend", "eager"),
-        "dtype": str(autocast or model.dtype).removeprefix("torch."),
-        "device": model.device.type,
         "batch_size": batch_size,
         "sequence_length": sequence_length,
         "threads": torch.get_num_threads(),
         "warm_up": WARM_UP,
         "repeats": REPEATS,
     }
-
-    calls = {name: partial(_forward, model, batch, config, autocast) for name, config in length_configs.items()}
+    calls = {}
+    for index, contender in enumerate(contenders):
+        contender.model.eval()
+        calls[index] = partial(contender, {name: tensor.to(contender.model.device) for name, tensor in batch.items()})
     timings = measure_latency(calls)
-    for name, row in timings.items():
-        row |= {"length_config": list(length_configs[name]), **common}
+    rows = [contender.row() | common | timings[index] for index, contender in enumerate(contenders)]
+    for row in rows:
         row["samples_per_second"] = round(batch_size * 1e3 / row["latency_ms_median"], 2)
-    return timings
+    return rows

@@ -3,7 +3,6 @@
 import logging
 import random
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import Arguments, QuantizationArguments
+from evaluate_qa import cost_facts, full_config, report, without_timing
 from features_qa import make_collator
 from loading import QuestionSet, make_trainer, open_int8, weights_checksum
 from output_folder import forget_scores
@@ -19,18 +19,20 @@ from quantization import RECIPE_FILE, Recipe, quantize, recipes, save_int8
 from results_qa import RunError, how_made, write_json
 from sensitivity import layer_sensitivity, sensitivity_table
 from trainer_qa import QuestionAnsweringTrainer
+from utils_qa import Answers
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What tuning found: a trainer around the INT8 model, its answers and metrics at full length, and the trials."""
+class Trial:
+    """A recipe with the model it gives, a trainer around its engine, and its answers and metrics at full length."""
 
+    recipe: Recipe
+    model: torch.nn.Module
     trainer: QuestionAnsweringTrainer
-    answers: object
+    answers: Answers
     metrics: dict
-    results: dict
 
 
 def calibration_batches(args: Arguments, features: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
@@ -48,47 +50,38 @@ def within_tolerance(quantization: QuantizationArguments, float_score: float, sc
     return float_score - score <= allowed + 1e-9
 
 
-def tune(
-    args: Arguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train_features: Dataset | None,
-    questions: QuestionSet,
-) -> Tuned:
-    """Quantize by the first recipe within --perf_tol and leave it in --output_dir; RunError if there is none."""
-    full = (args.data.max_seq_length,) * model.config.num_hidden_layers
-    batches = calibration_batches(args, train_features, tokenizer) if args.calibrates else []
-    _, float_metrics = make_trainer(args, model, tokenizer, None, questions).answer(questions, full, "eval")
-    metric, trials = args.quantization.metric_name, []
-    if metric not in float_metrics:
-        raise RunError("--tune needs validation questions with gold answers: there are none.")
-    logger.info("float model: %s %.2f", metric, float_metrics[metric])
-    trial_folder = Path(args.run.output_dir, ".int8_trial")
+def try_recipe(args: Arguments, recipe: Recipe, quantized, tokenizer, questions: QuestionSet) -> Trial:
+    """Evaluate a quantized model the way it will be used: saved, loaded again and compiled."""
+    folder, full = Path(args.run.output_dir, ".int8_trial"), full_config(args, quantized.config)
     try:
-        for recipe in wanted_recipes(args.quantization):
-            quantized, seconds = timed(lambda: quantize(model, recipe, batches))  # noqa: B023  (called at once)
-            save_int8(quantized, trial_folder, recipe, facts(args, tokenizer))
-            int8 = open_int8(args, trial_folder)
-            int8.prepare(full)
-            trainer = make_trainer(args, int8, tokenizer, None, questions)
-            answers, metrics = trainer.answer(questions, full, "eval")
-            kept = within_tolerance(args.quantization, float_metrics[metric], metrics[metric])
-            trials.append(
-                {"recipe": str(recipe), "seconds": seconds, metric: metrics[metric], "within_tolerance": kept}
-            )
-            logger.info("trial %d, %s: %s", len(trials), recipe, describe(metric, metrics, float_metrics, kept))
-            if kept:
-                results = {"metric": metric, "float": float_metrics[metric], "trials": trials}
-                if args.quantization.sensitivity and batches:
-                    results["sensitivity"] = report_sensitivity(model, quantized, batches)
-                size = keep(args, quantized, recipe, tokenizer, results)
-                return Tuned(trainer, answers, metrics | {"eval_size_bytes": size}, results)
+        save_int8(quantized, folder, recipe, facts(args, tokenizer))
+        engine = open_int8(args, folder)
+        engine.prepare(full)
     finally:
-        shutil.rmtree(trial_folder, ignore_errors=True)
-    best = max(trials, key=lambda trial: trial[metric])
+        shutil.rmtree(folder, ignore_errors=True)
+    trainer = make_trainer(args, engine, tokenizer, None, questions)
+    return Trial(recipe, quantized, trainer, *trainer.answer(questions, full, "eval"))
+
+
+def find_recipe(
+    args: Arguments, model: PreTrainedModel, tokenizer, batches: list[dict], questions: QuestionSet, float_score: float
+) -> tuple[Trial, list[dict]]:
+    """The first recipe within --perf_tol, and a record of every trial; RunError if there is none."""
+    metric, records = args.quantization.metric_name, []
+    for recipe in wanted_recipes(args.quantization):
+        trial = try_recipe(args, recipe, quantize(model, recipe, batches), tokenizer, questions)
+        score = trial.metrics[metric]
+        kept = within_tolerance(args.quantization, float_score, score)
+        records.append({"recipe": str(recipe), metric: score, "within_tolerance": kept})
+        verdict = "within" if kept else "beyond"
+        lost = f"{metric} {score:.2f}, {float_score - score:+.2f} lost, {verdict} the tolerance"
+        logger.info("trial %d, %s: %s", len(records), recipe, lost)
+        if kept:
+            return trial, records
+    best = max(records, key=lambda record: record[metric])
     raise RunError(
-        f"none of the {len(trials)} recipes keeps {metric} within --perf_tol {args.quantization.perf_tol:g} of "
-        f"{float_metrics[metric]:.2f}; the best, {best['recipe']}, reaches {best[metric]:.2f}. Raise --perf_tol."
+        f"none of the {len(records)} recipes keeps {metric} within --perf_tol {args.quantization.perf_tol:g} of "
+        f"{float_score:.2f}; the best, {best['recipe']}, reaches {best[metric]:.2f}. Raise --perf_tol."
     )
 
 
@@ -97,20 +90,10 @@ def wanted_recipes(quantization: QuantizationArguments) -> list[Recipe]:
     return recipes(*(getattr(quantization, name) for name in names))
 
 
-def describe(metric: str, metrics: dict, float_metrics: dict, kept: bool) -> str:
-    lost = float_metrics[metric] - metrics[metric]
-    return f"{metric} {metrics[metric]:.2f}, {lost:+.2f} lost, {'within' if kept else 'beyond'} the tolerance"
-
-
 def report_sensitivity(model: PreTrainedModel, quantized: torch.nn.Module, batches: list[dict]) -> list[dict]:
     rows = layer_sensitivity(model, quantized, batches)
     logger.info("KL divergence from the float model with one layer in INT8:\n%s", sensitivity_table(rows))
     return rows
-
-
-def timed(call) -> tuple[torch.nn.Module, float]:
-    started = time.perf_counter()
-    return call(), round(time.perf_counter() - started, 1)
 
 
 def facts(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -128,15 +111,35 @@ def facts(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict:
     }
 
 
-def keep(args: Arguments, quantized, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, results: dict) -> int:
-    """Leave the INT8 model, its configuration, tokenizer and the trials in --output_dir; returns its bytes on disk."""
+def keep(args: Arguments, trial: Trial, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Leave the INT8 model, its configuration and tokenizer in --output_dir; returns their bytes on disk."""
     folder = Path(args.run.output_dir)
     forget_scores(folder)
     tokenizer_files = tokenizer.save_pretrained(folder)
-    quantized.config.save_pretrained(folder)
-    save_int8(quantized, folder, recipe, facts(args, tokenizer))
+    trial.model.config.save_pretrained(folder)
+    save_int8(trial.model, folder, trial.recipe, facts(args, tokenizer))
     files = {*map(Path, tokenizer_files), *folder.glob("int8_weights-*"), folder / RECIPE_FILE, folder / "config.json"}
     size = sum(file.stat().st_size for file in files if file.is_file())
     logger.info("INT8 model in %s: %.1f MiB on disk", folder, size / 2**20)
-    write_json(folder / "quantize_results.json", results | {"size_bytes": size} | how_made(args))
     return size
+
+
+def tune(args: Arguments, model: PreTrainedModel, tokenizer, train_features, questions: QuestionSet) -> None:
+    """Leave an INT8 model within the tolerance, and its scores at full length beside the float model's."""
+    full, metric = full_config(args, model.config), args.quantization.metric_name
+    batches = calibration_batches(args, train_features, tokenizer) if args.calibrates else []
+    _, float_metrics = make_trainer(args, model, tokenizer, None, questions).answer(questions, full, "eval")
+    if metric not in float_metrics:
+        raise RunError("--tune needs validation questions with gold answers: there are none.")
+    logger.info("float model: %s %.2f", metric, float_metrics[metric])
+    trial, records = find_recipe(args, model, tokenizer, batches, questions, float_metrics[metric])
+    results = {"metric": metric, "float": float_metrics[metric], "trials": records}
+    if args.quantization.sensitivity and batches:
+        results["sensitivity"] = report_sensitivity(model, trial.model, batches)
+    results["size_bytes"] = keep(args, trial, tokenizer)
+    write_json(Path(args.run.output_dir, "quantize_results.json"), results | how_made(args))
+    metrics = trial.metrics | {"eval_samples": len(questions.examples), "eval_features": len(questions.features)}
+    metrics |= cost_facts(args, model.config, full, "eval_")
+    metrics |= {"eval_float": results["float"], "eval_size_bytes": results["size_bytes"]}
+    report(trial.trainer, args, "eval", without_timing(metrics) if args.run.accuracy_only else metrics, trial.answers)
+    logger.info("done: the INT8 model is in %s", args.run.output_dir)

@@ -213,7 +213,7 @@ def test_every_linear_layer_executes_as_an_integer_product(engine):
 def test_layers_that_stay_in_float_are_named(engine):
     _, modules = engine
     lines = executed_products(lambda: logits(modules, random_batch(["input_ids", "attention_mask"], 2, 20, 90), None))
-    with pytest.raises(RunError, match=r"only 0 of \d+ products of .* layer.0.attention.self.query"):
+    with pytest.raises(RunError, match=r"only 0 of \d+ products of .*layer.0.attention.self.query"):
         check_integer_products(modules, lines)
 
 

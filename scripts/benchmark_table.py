@@ -1,0 +1,128 @@
+"""Measure the readers of a pipeline side by side in one process, and print and save one table.
+
+    python scripts/benchmark_table.py --model output/dynamic --int8 output/quantized --validation_file dev.json \\
+        --length_config "(315, 251, 242, 159, 142, 33)" --accuracy output/benchmark --output_dir output/benchmark
+
+Contenders: BERT-base in float32 (random weights: for its speed only), the reader in float32, in bf16 and in INT8, with the
+float parts of INT8 in float32 and in bf16, each at full length and at the length config.  All take turns on the same
+batches: of 1 and of 32 windows, the longest ones padded to the full length, and ones of median length unpadded.
+--accuracy names a folder with the evaluations float32_full, bfloat16_full, int8_full, ..._config of run_qa.py.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, BertConfig
+
+from benchmark import Contender, benchmark_rows
+from data_qa import load_splits
+from evaluate_qa import padded_batch
+from features_qa import featurize
+from length_drop import count_macs, parse_length_config
+from modeling_la_auto import MODEL_CLASSES
+from pt2e_engine import Pt2eModel
+from results_qa import environment, write_json
+
+HEADER = ("model", "backend", "dtype", "length config", "MACs", "MiB", "F1", "EM", "batch", "tokens", "ms a batch")
+HEADER += ("p90", "p99", "samples/s", "speed-up")
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of the float reader")
+    parser.add_argument("--int8", required=True, help="folder of the INT8 reader, from --tune")
+    parser.add_argument("--validation_file", required=True, help="questions whose windows are timed")
+    parser.add_argument("--length_config", required=True, help='the config beside full length: "(315, 251, ...)"')
+    parser.add_argument("--accuracy", type=Path, help="folder of evaluations whose F1 and EM go into the table")
+    parser.add_argument("--max_seq_length", type=int, default=384)
+    parser.add_argument("--doc_stride", type=int, default=128)
+    parser.add_argument("--engine_cache_dir", help="folder of the compiled engines (default: ~/.cache/quala)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for benchmark_results.json and .md")
+    return parser.parse_args()
+
+
+def folder_size(folder: str) -> int:
+    """Bytes of the files that a reader is made of: weights, configuration, tokenizer."""
+    wanted = ("*.safetensors", "config.json", "int8_recipe.json", "tokenizer*.json", "vocab.*", "merges.txt")
+    return sum(file.stat().st_size for pattern in wanted for file in Path(folder).glob(pattern))
+
+
+def scores(args: argparse.Namespace, dtype: str, at: str) -> dict:
+    """F1 and EM of one of the evaluations, None where it was not run."""
+    path = (args.accuracy or Path()) / f"{dtype.split(' ')[0]}_{at}" / "eval_results.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if args.accuracy and path.is_file() else {}
+    return {name: found.get(name) for name in ("eval_f1", "eval_exact_match")}
+
+
+def make_contenders(args: argparse.Namespace) -> list[Contender]:
+    config, length = AutoConfig.from_pretrained(args.model), args.max_seq_length
+    chosen = parse_length_config(args.length_config, config.num_hidden_layers, length)
+    reader = MODEL_CLASSES[config.model_type].from_pretrained(args.model, dtype=torch.float32)
+    bert = MODEL_CLASSES["bert"](BertConfig(architectures=["BERT-base"]))
+    size = folder_size(args.model)
+    bert_facts = {"model": "BERT-base, random", "eval_f1": None, "eval_exact_match": None}
+    bert_facts |= {"macs": count_macs(bert.config, None, length), "size_bytes": 4 * bert.num_parameters()}
+    found = [Contender(bert, (length,) * bert.config.num_hidden_layers, facts=bert_facts)]
+    engines = [Pt2eModel(args.int8, args.engine_cache_dir, half) for half in (None, torch.bfloat16)]
+    readers = [
+        (reader, None, size),
+        (reader, torch.bfloat16, size),
+        *((engine, None, folder_size(args.int8)) for engine in engines),
+    ]
+    for model, half, size in readers:
+        for at, lengths in (("full", (length,) * config.num_hidden_layers), ("config", chosen)):
+            dtype = str(half or model.dtype).removeprefix("torch.")
+            facts = {"model": "reader", "macs": count_macs(config, lengths, length), "size_bytes": size}
+            found.append(Contender(model, lengths, half, facts | scores(args, dtype, at)))
+    return found
+
+
+def make_batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
+    """One window and 32: the longest, padded to the full length, and those in the middle of the set, as long as they are."""
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    examples = load_splits(data_files={"validation": args.validation_file})["validation"]
+    lengths = {"max_seq_length": args.max_seq_length, "doc_stride": args.doc_stride}
+    features, batches = featurize(examples, tokenizer, training=False, **lengths), []
+    for size in (1, 32):
+        middle = range((len(features) - size) // 2, (len(features) + size) // 2)
+        batches.append(padded_batch(tokenizer, features.select(range(size)), args.max_seq_length))
+        real = features.select(middle)
+        batches.append(padded_batch(tokenizer, real, max(real["length"])))
+    return batches
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown; speed-up over BERT-base on the same batch."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    base = {(row["batch_size"], row["sequence_length"]): row for row in rows if row["model"] != "reader"}
+    for row in rows:
+        slowest = base[row["batch_size"], row["sequence_length"]]["latency_ms_median"]
+        optional = ("-" if row[name] is None else f"{row[name]:.2f}" for name in ("eval_f1", "eval_exact_match"))
+        cells = [row["model"], row["backend"], row["dtype"], describe(row["length_config"]), f"{row['macs']:.3g}"]
+        cells += [f"{row['size_bytes'] / 2**20:.1f}", *optional, row["batch_size"], row["sequence_length"]]
+        cells += [f"{row[f'latency_ms_{name}']:.1f}" for name in ("median", "p90", "p99")]
+        cells += [f"{row['samples_per_second']:.1f}", f"{slowest / row['latency_ms_median']:.2f}x"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def describe(length_config: list[int]) -> str:
+    return "full" if len(set(length_config)) == 1 else str(tuple(length_config))
+
+
+def main() -> None:
+    args = read_arguments()
+    contenders = make_contenders(args)
+    rows = [row for batch in make_batches(args) for row in benchmark_rows(contenders, batch)]
+    write_json(args.output_dir / "benchmark_results.json", {"environment": environment(), "rows": rows})
+    (args.output_dir / "benchmark_results.md").write_text(table(rows) + "\n", encoding="utf-8")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
