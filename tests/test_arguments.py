@@ -248,7 +248,7 @@ def test_hints_name_flags_that_exist():
         ('{"evaluation_strategy": "epoch"}', ["--eval_strategy"]),
         ('{"do_eval": ', ["JSON"]),
         ('{"h": true}', ["there is no flag --h; see --help"]),
-        ('{"quantization_approach": "x"}', ["there is no flag --quantization_approach; see --help"]),
+        ('{"query_encoder": "x"}', ["there is no flag --query_encoder; see --help"]),
         ('{"eval_all_checkpoints": true}', ["there is no flag --eval_all_checkpoints; see --help"]),
         ('{"no_remove_unused_columns": 1}', ["no_remove_unused_columns must be true or false"]),
         ('["do_eval"]', ["object"]),
@@ -269,7 +269,9 @@ def test_main_refuses_before_it_loads_or_writes_anything(capsys, monkeypatch):
 
 # ---- flags without effect ------------------------------------------------------------------------------------------
 
-EXAMPLE_VALUES = {  # where neither 1 nor the flag alone would do
+EXAMPLE_VALUES = {
+    "calibration_method": "kl",
+    "quantization_approach": "dynamic",  # where neither 1 nor the flag alone would do
     "dataset_config_name": "plain",
     "eval_strategy": "no",
     "hub_strategy": "end",
@@ -362,8 +364,8 @@ def test_a_flag_that_means_nothing_here_is_warned_about(name, capsys):
 
 
 def test_every_flag_in_the_tables_exists():
-    named = " ".join([TRAINING_ONLY, UNUSED, *NEEDS.values(), *OVERRIDDEN, *OVERRIDDEN.values()]).split()
-    named += [flag.split()[0] for flags in NEEDS for flag in flags]
+    named = " ".join([TRAINING_ONLY, UNUSED, *NEEDS.values(), *OVERRIDDEN.values()]).split()
+    named += [flag.split()[0] for flags in (*NEEDS, OVERRIDDEN) for flag in flags]
     known = build_parser()._option_string_actions
     assert not [name for name in named if f"--{name}" not in known]
 
@@ -393,7 +395,7 @@ def test_help_is_grouped_and_ends_with_an_example_of_each_stage(help_text):
 def test_the_examples_in_the_help_parse_without_a_warning(help_text, capsys):
     text = help_text[help_text.index("one example a stage") :].replace("\\\n", " ")
     commands = re.findall(r"python run_qa.py (--model.*)", text)
-    assert len(commands) == 5
+    assert len(commands) == 7
     for command in commands:
         parse_args([token.strip('"') for token in re.findall(r'"[^"]*"|\S+', command)])
     assert capsys.readouterr().err == ""
@@ -420,3 +422,47 @@ def test_every_flag_of_ours_is_used_outside_the_command_line():
     read = {f"{split}_file" for split in ("train", "validation", "test")} if '_file"' in code else set()
     read |= {name for name in ("config_name", "tokenizer_name") if f', "{name}")' in code}  # load(args, ..., flag)
     assert not [name for name in names if not re.search(rf"\.{name}\b", code) and name not in read]
+
+
+# ---- quantization --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tune --do_train", "add --do_eval"),
+        ("--tune --do_eval", "add --do_train"),
+        ("--tune --do_train --do_eval --int8", "give one of them"),
+        ("--int8 --do_train", "--int8 cannot be trained"),
+        ("--int8 --do_eval --fp16_full_eval", "--fp16_full_eval cannot be used with --int8"),
+        ("--tune --do_train --do_eval --length_adaptive", "--tune and --length_adaptive exclude each other"),
+        ("--tune --do_train --do_eval --do_search", "--do_search goes with --int8"),
+        ("--tune --do_train --do_eval --length_config 9,8", "tune first"),
+        ("--tune --do_train --do_eval --metric_name eval_exact", "eval_f1 or eval_exact_match"),
+        ("--tune --do_train --do_eval --perf_tol -1", "--perf_tol must be at least 0"),
+        ("--tune --do_train --do_eval --num_calibration_samples 0", "--num_calibration_samples must be at least 1"),
+    ],
+)
+def test_quantization_flags_that_make_no_sense_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_args([*BASE, *flags.split()])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "meant"), [("PostTrainingStatic", "static"), ("PostTrainingDynamic", "dynamic")])
+def test_the_published_names_of_the_approaches_are_understood(given, meant):
+    args = parse_args([*BASE, "--tune", "--do_eval", "--do_train", "--quantization_approach", given])
+    assert args.quantization.quantization_approach == meant
+    assert not args.trains and args.calibrates == (meant == "static")
+
+
+def test_tuning_trains_nothing_and_says_which_training_flags_idle(capsys):
+    parse_args([*BASE, "--tune", "--do_train", "--do_eval", "--learning_rate", "1e-3", "--max_train_samples", "9"])
+    warned = capsys.readouterr().err
+    assert "--learning_rate has no effect" in warned and "max_train_samples" not in warned
+
+
+def test_dynamic_quantization_says_that_it_calibrates_nothing(capsys):
+    flags = ["--tune", "--do_eval", "--quantization_approach", "dynamic", "--num_calibration_samples", "9"]
+    parse_args([*BASE, *flags])
+    assert "--num_calibration_samples has no effect with --quantization_approach dynamic" in capsys.readouterr().err

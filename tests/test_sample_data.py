@@ -200,10 +200,13 @@ def printed_commands(script: str, folder: Path, *flags: str, **variables: str) -
         ("2_length_drop.sh", {}, 1),
         ("3_search.sh", {}, 1),
         ("evaluate.sh", {}, 2),
-        ("reproduce.sh", {}, 5),
-        ("reproduce.sh", {"FORCE": "1"}, 5),
-        ("quickstart.sh", {"MODEL": "some/encoder"}, 5),
-        ("quickstart.sh", {"MODEL": "some/encoder", "TRAIN_FILE": "t.json", "VALIDATION_FILE": "v.json"}, 5),
+        ("4_quantize.sh", {}, 1),
+        ("5_evaluate_int8.sh", {}, 1),
+        ("benchmark_table.sh", {"VALIDATION_FILE": "v.json", "TRAIN_FILE": "t.json", "LENGTH_CONFIG": "(9, 8)"}, 6),
+        ("reproduce.sh", {}, 7),
+        ("reproduce.sh", {"FORCE": "1"}, 7),
+        ("quickstart.sh", {"MODEL": "some/encoder"}, 7),
+        ("quickstart.sh", {"MODEL": "some/encoder", "TRAIN_FILE": "t.json", "VALIDATION_FILE": "v.json"}, 7),
     ],
 )
 def test_every_command_of_a_script_parses_without_a_warning(script, variables, number, tmp_path, capsys, monkeypatch):
@@ -215,7 +218,8 @@ def test_every_command_of_a_script_parses_without_a_warning(script, variables, n
         warnings = capsys.readouterr().err
         assert "has no effect" not in warnings, (command, warnings)
     if variables.get("TRAIN_FILE"):
-        assert all("v.json" in command for command in commands) and sum("t.json" in c for c in commands) == 2
+        assert all("v.json" in command for command in commands)
+        assert all(("t.json" in command) == ("--do_train" in command) for command in commands)
 
 
 def test_the_published_commands_are_in_the_step_scripts(tmp_path):
@@ -237,7 +241,7 @@ def test_the_published_commands_are_in_the_step_scripts(tmp_path):
 
 
 def test_finished_steps_are_skipped_with_a_line_that_says_so(tmp_path):
-    for step in ("finetuning", "dynamic", "evaluation_full", "evaluation_searched"):
+    for step in ("finetuning", "dynamic", "evaluation_full", "evaluation_searched", "quantized", "evaluation_int8"):
         (tmp_path / "output/quickstart" / step).mkdir(parents=True)
         (tmp_path / "output/quickstart" / step / "eval_results.json").write_text("{}")
     made_from = "MODEL=some/encoder --train_file data/sample/train.json --validation_file data/sample/validation.json"
@@ -258,8 +262,8 @@ def test_results_of_another_model_or_data_are_refused_unless_forced(tmp_path):
     results.parent.mkdir(parents=True)
     results.write_text("{}")
     assert "unknown" in refused(**first)  # nobody noted what it was made from
-    assert len(printed_commands("quickstart.sh", tmp_path, FORCE="1", **first)) == 5
-    assert len(printed_commands("quickstart.sh", tmp_path, **first)) == 4
+    assert len(printed_commands("quickstart.sh", tmp_path, FORCE="1", **first)) == 7
+    assert len(printed_commands("quickstart.sh", tmp_path, **first)) == 6
     assert "MODEL=one" in refused(**first | {"MODEL": "two"}) and "squad" in refused(**first | {"DATASET": "other"})
 
     (tmp_path / "data").write_text("")  # so that the sample data cannot be written
@@ -296,16 +300,16 @@ def test_quickstart_is_offline_only_when_model_and_data_are_local(variables, off
     (tmp_path / "models/all-MiniLM-L6-v2").mkdir(parents=True)
     (tmp_path / "models/all-MiniLM-L6-v2/model.safetensors").write_text("")
     done = run_script("quickstart.sh", tmp_path, **variables)
-    assert done.stdout.count(f"HF_HUB_OFFLINE={offline}\n") == 5, done.stderr
+    assert done.stdout.count(f"HF_HUB_OFFLINE={offline}\n") == 7, done.stderr
 
 
 def test_reproduce_forces_training_and_search_and_hands_its_flags_to_every_step(tmp_path):
     for step, result in (("finetuning", "eval"), ("dynamic", "eval"), ("search", "search")):
         (tmp_path / "output" / step).mkdir(parents=True)
         (tmp_path / "output" / step / f"{result}_results.json").write_text("{}")
-    assert len(printed_commands("reproduce.sh", tmp_path)) == 2
+    assert len(printed_commands("reproduce.sh", tmp_path)) == 4
     commands = printed_commands("reproduce.sh", tmp_path, "--max_seq_length", "256", FORCE="1")
-    assert ["--overwrite_output_dir" in command for command in commands] == [True] * 3 + [False] * 2
+    assert ["--overwrite_output_dir" in command for command in commands] == [True] * 3 + [False] * 2 + [True, False]
     assert all(command[-2:] == ["--max_seq_length", "256"] for command in commands)
 
 
