@@ -25,7 +25,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from int8_modules import Int8Linear
 from length_drop import validate_length_config
 from quantization import load_int8, read_recipe, stored_config
-from results_qa import RunError
+from results_qa import RunError, processor
 
 logger = logging.getLogger(__name__)
 # Freezing packs the weights for the INT8 products; the number of threads is the caller's, not the compiling process's.
@@ -41,7 +41,9 @@ class _Exported(nn.Module):
         self.model, self.autocast = model, autocast
 
     def forward(self, inputs: dict[str, torch.Tensor], lengths: list[torch.Tensor]):
-        config = tuple(length.shape[0] for length in lengths) or None
+        model_config = self.model.config
+        config = tuple(length.shape[0] for length in lengths)
+        config = config or (model_config.max_position_embeddings,) * model_config.num_hidden_layers
         with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
             outputs = self.model(**inputs, length_config=config)
         return outputs.start_logits.float(), outputs.end_logits.float()
@@ -91,6 +93,14 @@ def compile_engine(
             temporary = Path(folder, "engine.pt2")
             torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=INDUCTOR)
             os.replace(temporary, path)
+
+
+def load_engine(path: Path) -> Callable:
+    """The compiled engine of a file; RunError if it is damaged."""
+    try:
+        return torch._inductor.aoti_load_package(str(path))
+    except RuntimeError as error:
+        raise RunError(f"the INT8 engine {path} cannot be loaded: delete it, and it is made again.") from error
 
 
 # ---- the proof -----------------------------------------------------------------------------------------------------
@@ -161,7 +171,7 @@ class Pt2eModel(nn.Module):
 
     def engine_file(self, adaptive: bool) -> Path:
         """Where the engine is kept; the name depends on all that decides on it."""
-        capabilities = torch.backends.cpu.get_cpu_capability(), torch.cpu._is_amx_tile_supported()
+        capabilities = processor()[0], torch.backends.cpu.get_cpu_capability(), torch.cpu._is_amx_tile_supported()
         # The length configs that a search leaves in the configuration are no part of the graph.
         config = {name: value for name, value in self.recipe["config"].items() if not name.startswith("length_config")}
         facts = [ENGINE_VERSION, self.recipe["sha256"], config, self.input_names, torch.__version__, *capabilities]
@@ -174,21 +184,21 @@ class Pt2eModel(nn.Module):
         if adaptive in self._engines:
             return
         path = self.engine_file(adaptive)
-        compiled = path.is_file()
-        if not compiled:
-            logger.info("compiling the INT8 engine %s (some minutes, once)", path)
-            model = load_int8(self.folder)
-            compile_engine(model, self.input_names, path, adaptive, self.autocast)
-        self._engines[adaptive] = torch._inductor.aoti_load_package(str(path))
-        if not compiled:
-            inputs, lengths = example_inputs(self.input_names, self.config, adaptive)
-            lines = executed_products(lambda: self._engines[adaptive](inputs, lengths))
-            try:
-                found = check_integer_products(model, lines)
-            except RunError:
-                path.unlink()
-                raise
-            logger.info("every linear layer runs in INT8: %s", found)
+        if not path.is_file():
+            self._compile(path, adaptive)
+        self._engines[adaptive] = load_engine(path)
+
+    def _compile(self, path: Path, adaptive: bool) -> None:
+        logger.info("compiling the INT8 engine %s (a minute or more, once)", path)
+        model, names = load_int8(self.folder), self.input_names
+        compile_engine(model, names, path, adaptive, self.autocast)
+        engine, example = load_engine(path), example_inputs(names, self.config, adaptive)
+        try:
+            implementation = check_integer_products(model, executed_products(lambda: engine(*example)))
+        except RunError:
+            path.unlink()
+            raise
+        logger.info("every linear layer runs in INT8: %s", implementation)
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -231,3 +231,13 @@ def test_nothing_of_an_engine_is_a_pickle(cache, engine):
     compiled.prepare((40, 24, 10))
     for file in cache.rglob("*.pt2"):
         assert not [name for name in ZipFile(file).namelist() if name.endswith((".pkl", ".pt", ".bin"))]
+
+
+def test_a_damaged_engine_is_named(engine, tmp_path):
+    compiled, _ = engine
+    model = Pt2eModel(compiled.folder, tmp_path)
+    path = model.engine_file(adaptive=True)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK")
+    with pytest.raises(RunError, match="delete it"):
+        model.prepare((40, 24, 10))
