@@ -6,6 +6,7 @@ they saw into quantization parameters.  Sizes by channel, for smoothing, come fr
 
 import copy
 import logging
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -99,7 +100,8 @@ def observe_ranges(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, SmoothedLinear(model.get_submodule(name), factors))
     shapes = ({name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in batches[0]},)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of what torch.export finds in the libraries' own code
         graph = inc_export(_Tensors(model).eval(), (batches[0],), dynamic_shapes=shapes)
         prepared = prepare(graph, config_class(act_algo=method))
         for batch in batches:
@@ -108,7 +110,8 @@ def observe_ranges(
 
 
 def neural_compressor():
-    """Neural Compressor's functions; it is chatty, and only needed here."""
+    """Neural Compressor's functions; it is only needed here, and chatty from its import on."""
+    logging.disable(logging.WARNING)
     try:
         from neural_compressor.torch.export import export
         from neural_compressor.torch.quantization import INT8StaticQuantConfig, convert, prepare
@@ -116,6 +119,8 @@ def neural_compressor():
         raise RunError(
             f"static quantization needs Neural Compressor ({error}): pip install -r requirements.txt"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     logging.getLogger("neural_compressor").setLevel(logging.ERROR)
     return export, INT8StaticQuantConfig, prepare, convert
 

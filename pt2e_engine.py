@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,8 @@ def compile_engine(
     inputs, lengths = example_inputs(names, model.config, adaptive)
     shapes = ({name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in names}, [{0: Dim.DYNAMIC} for _ in lengths])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of what the compiler finds in the libraries' own code
         exported = _Exported(model, autocast).eval()
         program = torch.export.export(exported, (inputs, lengths), dynamic_shapes=shapes, strict=False)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
