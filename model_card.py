@@ -5,6 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from quantization import RECIPE_FILE
+
 TEMPLATE = """---
 {header}
 ---
@@ -26,8 +28,7 @@ reader = Reader.from_pretrained("{folder}")
 print(reader("Who wrote it?", "The report was written by Ada Lovelace."{keyword}))
 ```
 
-The weights are those of a plain {model_type} model: `AutoModelForQuestionAnswering.from_pretrained` loads them too, but
-always runs at full length and ignores `length_config`.
+{loading}
 
 ## Results
 
@@ -37,6 +38,15 @@ always runs at full length and ignores `length_config`.
 
 {configs}
 """
+
+FLOAT = (
+    "The weights are those of a plain {model_type} model: `AutoModelForQuestionAnswering.from_pretrained` loads them too,\n"
+    "but always runs at full length and ignores `length_config`."
+)
+INT8 = (
+    "The weights are INT8 (`int8_recipe.json` says how): `run_qa.py --int8` and this `Reader` load them, plain transformers\n"
+    "does not. The engine is compiled when it is first needed, with a C++ compiler."
+)
 
 
 def write_model_card(folder: Path, *, base_model: str, training: str, max_seq_length: int, doc_stride: int) -> None:
@@ -63,7 +73,7 @@ def write_model_card(folder: Path, *, base_model: str, training: str, max_seq_le
             training=training,
             max_seq_length=max_seq_length,
             doc_stride=doc_stride,
-            model_type=config["model_type"],
+            loading=(INT8 if (folder / RECIPE_FILE).is_file() else FLOAT).format(model_type=config["model_type"]),
             keyword=f", length_config={tuple(example)}" if example else "",
             results=table(("metric", "value"), scores.items()) if scores else "Not evaluated in this run.",
             configs=config_table(config)

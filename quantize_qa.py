@@ -14,6 +14,7 @@ from arguments import Arguments, QuantizationArguments
 from evaluate_qa import cost_facts, full_config, report, without_timing
 from features_qa import make_collator
 from loading import QuestionSet, make_trainer, open_int8, weights_checksum
+from model_card import write_model_card
 from output_folder import forget_scores
 from quantization import RECIPE_FILE, Recipe, quantize, recipes, save_int8
 from results_qa import RunError, how_made, write_json
@@ -142,4 +143,11 @@ def tune(args: Arguments, model: PreTrainedModel, tokenizer, train_features, que
     metrics |= cost_facts(args, model.config, full, "eval_")
     metrics |= {"eval_float": results["float"], "eval_size_bytes": results["size_bytes"]}
     report(trial.trainer, args, "eval", without_timing(metrics) if args.run.accuracy_only else metrics, trial.answers)
+    write_model_card(
+        Path(args.run.output_dir),
+        base_model=args.model.model_name_or_path,
+        training="the base model's own; quantized to INT8 after training",
+        max_seq_length=args.data.max_seq_length,
+        doc_stride=args.data.doc_stride,
+    )
     logger.info("done: the INT8 model is in %s", args.run.output_dir)

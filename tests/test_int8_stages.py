@@ -82,6 +82,12 @@ def test_tuning_leaves_an_int8_folder_its_trials_and_its_scores(quantized):
     assert read(quantized / "eval_results.json")["eval_float"] == results["float"]
 
 
+def test_the_card_says_that_the_weights_are_int8_and_who_loads_them(quantized):
+    card = (quantized / "README.md").read_text()
+    assert "The weights are INT8" in card and "AutoModelForQuestionAnswering" not in card
+    assert f"{read(quantized / 'eval_results.json')['eval_f1']:.2f}"[:4] in card
+
+
 def test_the_size_on_disk_is_reported(quantized):
     files = [path for path in quantized.iterdir() if path.name.startswith(("int8", "token", "config"))]
     assert read(quantized / "quantize_results.json")["size_bytes"] == sum(path.stat().st_size for path in files)
