@@ -17,8 +17,8 @@ BUDGETS = ("max_f1_drop", "target_macs", "target_macs_ratio")
 AT_LEAST = {
     8: "max_seq_length",
     1: "doc_stride gradient_accumulation_steps max_answer_length max_eval_samples max_predict_samples "
-    "max_train_samples n_best_size num_calibration_samples per_device_eval_batch_size per_device_train_batch_size preprocessing_num_workers "
-    "search_max_candidates search_max_macs search_rescore search_samples target_macs",
+    "max_train_samples n_best_size num_calibration_samples per_device_eval_batch_size per_device_train_batch_size "
+    "preprocessing_num_workers search_max_candidates search_max_macs search_rescore search_samples target_macs",
     0: "crossover_size data_seed evo_iter layer_dropout_bound learning_rate max_f1_drop mutation_size num_sandwich "
     "num_train_epochs perf_tol population_size search_min_macs seed weight_decay",
 }

@@ -69,6 +69,7 @@ TRUE_UNLESS_NO = {item.name for item in fields(RunArguments) if item.default is 
 def flags_without_effect(args: Arguments, given: set[str]) -> list[str]:
     """One line for each reason why some of the flags `given` do nothing in the chosen stages."""
     values, lines = given_values(args) | {"do_train": args.trains}, []
+    values["quantization_approach"] = args.quantization.quantization_approach if args.quantization.tune else None
     left = {
         name for name in given if values.get(name) is not False or name in TRUE_UNLESS_NO
     }  # false asks for nothing

@@ -105,6 +105,11 @@ def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
         return load_int8_model(args)
     if args.quantization.tune:
         require_compiler()
+    if Path(args.model.model_name_or_path, RECIPE_FILE).is_file():
+        raise RunError(
+            f"--model_name_or_path {args.model.model_name_or_path} holds an INT8 model: use it with --int8, or name the "
+            "float model it was made from."
+        )
     config = load(args, AutoConfig, "config_name")
     check_config(args, config)
     adapt_config(args, config)
@@ -120,8 +125,9 @@ def load_int8_model(args: Arguments) -> tuple[Pt2eModel, PreTrainedTokenizerBase
     """The model of an INT8 folder and the tokenizer; RunError if it was made from another model."""
     folder, source = int8_folder(args), args.model.model_name_or_path
     model = open_int8(args, folder)
-    made_from = model.recipe.get("source", {})
-    if folder != Path(source) and weights_checksum(source) != made_from.get("sha256"):
+    made_from, holds = model.recipe.get("source", {}), weights_checksum(source)
+    same = holds == made_from.get("sha256") and (holds or source == made_from.get("model_name_or_path"))
+    if folder != Path(source) and not same:
         raise RunError(
             f"the INT8 model in --output_dir {folder} was made from {made_from.get('model_name_or_path')}, not from the "
             f"weights that --model_name_or_path {source} holds now: --tune again, or name the INT8 folder as the model."

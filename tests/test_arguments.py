@@ -462,6 +462,12 @@ def test_tuning_trains_nothing_and_says_which_training_flags_idle(capsys):
     assert "--learning_rate has no effect" in warned and "max_train_samples" not in warned
 
 
+def test_the_approach_does_not_idle_a_training(capsys):
+    parse_args([*BASE, "--do_train", "--quantization_approach", "dynamic"])
+    warned = capsys.readouterr().err
+    assert "--quantization_approach has no effect without --tune" in warned and "--do_train has no" not in warned
+
+
 def test_dynamic_quantization_says_that_it_calibrates_nothing(capsys):
     flags = ["--tune", "--do_eval", "--quantization_approach", "dynamic", "--num_calibration_samples", "9"]
     parse_args([*BASE, *flags])

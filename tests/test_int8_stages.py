@@ -139,6 +139,27 @@ def test_the_int8_folder_of_another_model_is_refused(quantized, fine_tuned, squa
     assert "was made from" in failure(capsys, "--model_name_or_path", fine_tuned, *flags)
 
 
+def test_an_int8_folder_is_no_float_model(quantized, squad_v1_file, tmp_path, capsys):
+    flags = ("--validation_file", squad_v1_file, "--do_eval", "--output_dir", tmp_path / "new")
+    assert "use it with --int8" in failure(capsys, "--model_name_or_path", quantized, *flags)
+
+
+@pytest.mark.parametrize(
+    "flags, message", [((), "holds an INT8 model"), (("--overwrite_output_dir",), "holds a float")]
+)
+def test_tuning_replaces_no_model_unasked_and_lies_beside_no_float_model(
+    flags, message, quantized, dynamic, squad_v1_file, tmp_path, capsys
+):
+    folder = shutil.copytree(quantized, tmp_path / "taken")
+    if flags:
+        (folder / "model.safetensors").write_bytes(b"")
+    before = digest(folder)
+    files = ("--validation_file", squad_v1_file, "--output_dir", folder)
+    command = ("--model_name_or_path", dynamic, *files, "--tune", "--do_eval", "--quantization_approach", "dynamic")
+    assert message in failure(capsys, *command, *flags)
+    assert digest(folder) == before
+
+
 def test_int8_without_an_int8_folder_is_refused(dynamic, squad_v1_file, tmp_path, capsys):
     flags = ("--validation_file", squad_v1_file, "--do_eval", "--int8", "--output_dir", tmp_path / "new")
     assert "make one by --tune" in failure(capsys, "--model_name_or_path", dynamic, *flags)
