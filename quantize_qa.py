@@ -1,5 +1,6 @@
 """The quantization stage: recipes tried in turn until one keeps the score, and the INT8 folder it leaves."""
 
+import copy
 import logging
 import random
 import shutil
@@ -129,7 +130,9 @@ def tune(args: Arguments, model: PreTrainedModel, tokenizer, train_features, que
     """Leave an INT8 model within the tolerance, and its scores at full length beside the float model's."""
     full, metric = full_config(args, model.config), args.quantization.metric_name
     batches = calibration_batches(args, train_features, tokenizer) if args.calibrates else []
-    _, float_metrics = make_trainer(args, model, tokenizer, None, questions).answer(questions, full, "eval")
+    # A copy, because a Trainer with --bf16 leaves its autocast in the model's forward, which is exported next.
+    float_trainer = make_trainer(args, copy.deepcopy(model), tokenizer, None, questions)
+    _, float_metrics = float_trainer.answer(questions, full, "eval")
     if metric not in float_metrics:
         raise RunError("--tune needs validation questions with gold answers: there are none.")
     logger.info("float model: %s %.2f", metric, float_metrics[metric])

@@ -178,6 +178,21 @@ def test_no_recipe_within_the_tolerance_ends_the_run_and_leaves_no_model(
     assert list((tmp_path / "none").iterdir()) == []
 
 
+def test_calibration_sees_the_float32_model_under_bf16(dynamic, squad_v1_file, cache, tmp_path, capsys, monkeypatch):
+    tried = []
+
+    def remember(args, recipe, quantized, *_):
+        tried.append(quantized.bert.encoder.layer[0].intermediate.dense.input_scale)
+        return quantize_qa.Trial(recipe, quantized, None, None, {"eval_f1": -100.0})
+
+    monkeypatch.setattr(quantize_qa, "try_recipe", remember)
+    files = ("--train_file", squad_v1_file, "--validation_file", squad_v1_file)
+    for precision in ((), ("--bf16",)):
+        flags = ("--tune", "--do_train", "--do_eval", *precision, "--output_dir", tmp_path / f"x{len(precision)}")
+        assert "none of the 3 recipes" in failure(capsys, "--model_name_or_path", dynamic, *files, *flags)
+    assert tried[:3] == tried[3:] and tried[0] is not None
+
+
 def test_without_a_compiler_tuning_ends_before_any_work(dynamic, squad_v1_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pt2e_engine, "cxx_compiler", lambda: None)
     files = ("--validation_file", squad_v1_file, "--output_dir", tmp_path / "none")
