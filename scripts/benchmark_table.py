@@ -16,6 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import quiet_libraries  # noqa: F401  (before transformers)
+
+# isort: split
 import torch
 from transformers import AutoConfig, AutoTokenizer, BertConfig
 
