@@ -14,9 +14,8 @@ from torch import nn
 from torch.export import Dim
 from torch.fx import GraphModule
 
+from int8_modules import replace_modules
 from results_qa import RunError
-
-METHODS = ("minmax", "kl")  # what Neural Compressor's PT2E path offers: moving min-max, histogram
 
 
 class _Tensors(nn.Module):
@@ -96,9 +95,8 @@ def observe_ranges(
     """(low, high) of the (smoothed) input of every linear layer, by Neural Compressor's observers."""
     inc_export, config_class, prepare, convert = neural_compressor()
     model = copy.deepcopy(model).eval()
-    for name, factors in smoothing.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, SmoothedLinear(model.get_submodule(name), factors))
+    linears = linear_layers(model)
+    replace_modules(model, {name: SmoothedLinear(linears[name], factors) for name, factors in smoothing.items()})
     shapes = ({name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in batches[0]},)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what torch.export finds in the libraries' own code

@@ -86,7 +86,13 @@ def compile_engine(
     require_compiler()
     inputs, lengths = example_inputs(names, model.config, adaptive)
     shapes = ({name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in names}, [{0: Dim.DYNAMIC} for _ in lengths])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise RunError(
+            f"--engine_cache_dir {path.parent} cannot be written to ({error.strerror}): name another."
+        ) from error
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what the compiler finds in the libraries' own code
         exported = _Exported(model, autocast).eval()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
@@ -118,7 +118,7 @@ def save_int8(model: nn.Module, folder: str | Path, recipe: Recipe, facts: dict)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".int8_weights.tmp"
-    save_file(int8_tensors(model), temporary)
+    temporary.write_bytes(save(int8_tensors(model)))  # save_file would make it the user's alone
     checksum = sha256(temporary)
     weights = folder / f"int8_weights-{checksum[:12]}.safetensors"
     temporary.replace(weights)
@@ -155,7 +155,8 @@ def read_recipe(folder: str | Path) -> dict:
     path = Path(folder, RECIPE_FILE)
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
-        weights = path.with_name(Path(recipe["weights"]).name)
+        weights = path.with_name(Path(recipe["weights"]).name)  # in this folder, whatever the recipe says
+        recipe["weights"] = weights.name
         if recipe["format"] != FORMAT:
             raise RunError(f"{folder} is an INT8 folder of format {recipe['format']}, not {FORMAT}: --tune it again.")
         if sha256(weights) != recipe["sha256"]:

@@ -7,8 +7,8 @@
                      --max_f1_drop 1 --output_dir evaluation
     accelerate launch run_qa.py ...               # the same on several GPUs or processes
 
-Stages run in the order train, evaluate, search, predict and meet only through the folders they write. `python
-run_qa.py --help` explains every flag.
+Stages run in the order train, evaluate, search, predict (--tune, which quantizes, alone) and meet only through the
+folders they write. `python run_qa.py --help` explains every flag.
 """
 
 import quiet_libraries  # noqa: F401  (before transformers)

@@ -120,8 +120,11 @@ def describe(length_config: list[int]) -> str:
 
 def main() -> None:
     args = read_arguments()
-    contenders = make_contenders(args)
-    rows = [row for batch in make_batches(args) for row in benchmark_rows(contenders, batch)]
+    try:
+        batches, contenders = make_batches(args), make_contenders(args)
+        rows = [row for batch in batches for row in benchmark_rows(contenders, batch)]
+    except (OSError, ValueError) as error:  # RunError, DataError and LengthConfigError are of these
+        sys.exit(f"error: {' '.join(str(error).split())}")
     write_json(args.output_dir / "benchmark_results.json", {"environment": environment(), "rows": rows})
     (args.output_dir / "benchmark_results.md").write_text(table(rows) + "\n", encoding="utf-8")
     print(table(rows))

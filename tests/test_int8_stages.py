@@ -6,7 +6,7 @@ from zipfile import ZipFile
 
 import pytest
 import torch
-from stages import SEARCH, digest, failure, read, run, succeed
+from stages import SEARCH, digest, failure, read, succeed
 from transformers import RobertaConfig
 
 import pt2e_engine
@@ -91,13 +91,6 @@ def test_the_card_says_that_the_weights_are_int8_and_who_loads_them(quantized):
 def test_the_size_on_disk_is_reported(quantized):
     files = [path for path in quantized.iterdir() if path.name.startswith(("int8", "token", "config"))]
     assert read(quantized / "quantize_results.json")["size_bytes"] == sum(path.stat().st_size for path in files)
-
-
-def test_both_spellings_of_the_approach_mean_the_same(dynamic, squad_v1_file, tmp_path, capsys):
-    common = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, "--output_dir", tmp_path / "x")
-    with pytest.raises(SystemExit):
-        run(*common, "--tune", "--do_eval", "--quantization_approach", "PostTrainingStatic")
-    assert "--tune calibrates on training examples: add --do_train" in capsys.readouterr().err
 
 
 def test_one_calibration_serves_every_length_config(int8):
@@ -275,6 +268,13 @@ def test_nothing_of_an_engine_is_a_pickle(cache, engine):
     compiled.prepare((40, 24, 10))
     for file in cache.rglob("*.pt2"):
         assert not [name for name in ZipFile(file).namelist() if name.endswith((".pkl", ".pt", ".bin"))]
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(engine, tmp_path):
+    compiled, _ = engine
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="--engine_cache_dir .* cannot be written to"):
+        Pt2eModel(compiled.folder, tmp_path / "file").prepare((40, 24, 10))
 
 
 def test_a_damaged_engine_is_named(engine, tmp_path):
