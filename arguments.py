@@ -186,6 +186,13 @@ class QuantizationArguments:
             "help": "static: calibrated ranges of the activations; dynamic: ranges by token, found while the model runs."
         },
     )
+    quantization_backend: Literal["pt2e", "ipex"] = field(
+        default="pt2e",
+        metadata={
+            "help": "What runs the INT8 model: PyTorch's compiler, or Intel Extension for PyTorch (in an environment of its "
+            "own: requirements-ipex.txt)."
+        },
+    )
     num_calibration_samples: int = field(
         default=128, metadata={"help": "Training windows, drawn by --seed, on which static ranges are observed."}
     )

@@ -6,8 +6,10 @@ they saw into quantization parameters.  Sizes by channel, for smoothing, come fr
 
 import copy
 import logging
+import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -98,13 +100,25 @@ def observe_ranges(
     linears = linear_layers(model)
     replace_modules(model, {name: SmoothedLinear(linears[name], factors) for name, factors in smoothing.items()})
     shapes = ({name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in batches[0]},)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), ipex_hidden(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what torch.export finds in the libraries' own code
         graph = inc_export(_Tensors(model).eval(), (batches[0],), dynamic_shapes=shapes)
         prepared = prepare(graph, config_class(act_algo=method))
         for batch in batches:
             prepared(batch)
         return ranges_in(convert(prepared))
+
+
+@contextmanager
+def ipex_hidden():
+    """Hide an imported IPEX from Neural Compressor, which looks for its name and then exports no graph."""
+    name = "intel_extension_for_pytorch"
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
 
 
 def neural_compressor():

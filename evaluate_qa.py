@@ -10,6 +10,7 @@ from benchmark import Contender, benchmark_rows
 from candidates import SearchError
 from checks import parse_rates
 from features_qa import make_collator
+from int8_engine import Int8Model
 from length_drop import (
     LengthConfigError,
     constant_ratio_config,
@@ -18,7 +19,6 @@ from length_drop import (
     validate_length_config,
 )
 from loading import QuestionSet
-from pt2e_engine import Pt2eModel
 from results_qa import RunError, how_made, write_json, write_results
 from search_qa import choose_from
 from trainer_qa import QuestionAnsweringTrainer
@@ -70,7 +70,7 @@ def default_length_config(args: Arguments, config) -> tuple[int, ...]:
 # ---- stages --------------------------------------------------------------------------------------------------------
 
 
-def prepare_engines(args: Arguments, model: Pt2eModel, length_config: tuple[int, ...] | None) -> None:
+def prepare_engines(args: Arguments, model: Int8Model, length_config: tuple[int, ...] | None) -> None:
     """Load the engines that the stages will need, and compile those that are missing, before any question is read."""
     full = full_config(args, model.config)
     wanted = {length_config or getattr(model.config, "length_config", None) or full}

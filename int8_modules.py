@@ -73,17 +73,23 @@ class Int8Linear(nn.Module):
         return cls(**tensors | numbers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x if self.shrink is None else x * self.shrink
-        weight = ops.dequantize_per_channel(self.weight, self.weight_scale, self.weight_zero_point, 0, *SIGNED)
+        x, weight = x if self.shrink is None else x * self.shrink, self.float_weight()
         if self.input_scale is not None:
-            range_ = (self.input_scale, self.input_zero_point, *UNSIGNED)
-            x = ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *range_), *range_)
-            return nn.functional.linear(x, weight, self.bias)
+            return nn.functional.linear(
+                self.through_bytes(x, self.input_scale, self.input_zero_point), weight, self.bias
+            )
         # Every token is stretched to [-1, 1], for which one fixed range serves; the product is shrunk again.
         largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-6)
-        range_ = (1 / 127, 128, *UNSIGNED)
-        x = ops.dequantize_per_tensor(ops.quantize_per_tensor(x / largest, *range_), *range_)
-        return nn.functional.linear(x, weight) * largest + self.bias
+        product = nn.functional.linear(self.through_bytes(x / largest, 1 / 127, 128), weight)
+        return torch.addcmul(self.bias, product, largest)
+
+    def float_weight(self) -> torch.Tensor:
+        return ops.dequantize_per_channel(self.weight, self.weight_scale, self.weight_zero_point, 0, *SIGNED)
+
+    def through_bytes(self, x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+        """`x` rounded to unsigned bytes of this scale and zero point, and back."""
+        range_ = (scale, zero_point, *UNSIGNED)
+        return ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *range_), *range_)
 
 
 class Int8Embedding(nn.Module):

@@ -46,7 +46,7 @@ def validate_length_config(lengths: Sequence[int], num_layers: int | None, max_l
     lengths = tuple(lengths)
     if num_layers is not None and len(lengths) != num_layers:
         raise LengthConfigError(f"length config {lengths} has {len(lengths)} entries, the model {num_layers} layers.")
-    if any(isinstance(length, torch.SymInt) for length in lengths):  # torch.export leaves them open
+    if any(isinstance(length, torch.SymInt | torch.Tensor) for length in lengths):  # open, while a graph is made
         return lengths
     if not all(isinstance(length, int) and not isinstance(length, bool) and length >= 1 for length in lengths):
         raise LengthConfigError(f"length config {lengths} must hold integers of at least 1.")
@@ -258,8 +258,8 @@ class LengthAdaptiveEncoder:
         for index, (layer, length) in enumerate(zip(self.layer, lengths)):
             if layer_config is not None and index not in layer_config:
                 continue
-            # An exported graph selects always: it is made before the lengths are known.
-            if not isinstance(length, torch.SymInt) and length >= hidden_states.shape[1]:
+            # An exported or traced graph selects always: it is made before the lengths are known.
+            if isinstance(length, int) and length >= hidden_states.shape[1]:
                 hidden_states = layer(hidden_states, attention_mask)
                 continue
             restored = restore_tokens(restored, hidden_states, positions)

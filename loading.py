@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from arguments import Arguments, DataArguments
 from data_qa import load_splits
 from features_qa import featurize, make_collator
+from int8_backends import BACKENDS
+from int8_engine import Int8Model
 from modeling_la_auto import MODEL_CLASSES
-from pt2e_engine import Pt2eModel, require_compiler
 from quantization import RECIPE_FILE, sha256
 from results_qa import RunError
 from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
@@ -104,7 +105,7 @@ def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     if args.quantization.int8:
         return load_int8_model(args)
     if args.quantization.tune:
-        require_compiler()
+        BACKENDS[args.quantization.quantization_backend].require()
     if Path(args.model.model_name_or_path, RECIPE_FILE).is_file():
         raise RunError(
             f"--model_name_or_path {args.model.model_name_or_path} holds an INT8 model: use it with --int8, or name the "
@@ -121,7 +122,7 @@ def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     return model, tokenizer
 
 
-def load_int8_model(args: Arguments) -> tuple[Pt2eModel, PreTrainedTokenizerBase]:
+def load_int8_model(args: Arguments) -> tuple[Int8Model, PreTrainedTokenizerBase]:
     """The model of an INT8 folder and the tokenizer; RunError if it was made from another model."""
     folder, source = int8_folder(args), args.model.model_name_or_path
     model = open_int8(args, folder)
@@ -140,10 +141,11 @@ def load_int8_model(args: Arguments) -> tuple[Pt2eModel, PreTrainedTokenizerBase
     return model, tokenizer
 
 
-def open_int8(args: Arguments, folder: Path) -> Pt2eModel:
+def open_int8(args: Arguments, folder: Path) -> Int8Model:
     """The model of an INT8 folder, its float parts in the precision that the command line asks for."""
     autocast = torch.bfloat16 if args.run.bf16 else None
-    return Pt2eModel(folder, args.quantization.engine_cache_dir, autocast)
+    backend = BACKENDS[args.quantization.quantization_backend]
+    return backend(folder, args.quantization.engine_cache_dir, autocast)
 
 
 def int8_folder(args: Arguments) -> Path:

@@ -161,7 +161,7 @@ def read_recipe(folder: str | Path) -> dict:
             raise RunError(f"{folder} is an INT8 folder of format {recipe['format']}, not {FORMAT}: --tune it again.")
         if sha256(weights) != recipe["sha256"]:
             raise RunError(f"{weights} is not the file that {RECIPE_FILE} was written for: --tune again.")
-        bits = recipe["recipe"]["weight_bits"]
+        bits, _ = recipe["recipe"]["weight_bits"], recipe["backend"]
     except FileNotFoundError as error:
         raise RunError(
             f"{folder} holds no INT8 model ({Path(error.filename).name} is missing): make one by --tune."

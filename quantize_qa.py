@@ -68,7 +68,11 @@ def try_recipe(args: Arguments, recipe: Recipe, quantized, tokenizer, questions:
 def find_recipe(
     args: Arguments, model: PreTrainedModel, tokenizer, batches: list[dict], questions: QuestionSet, float_score: float
 ) -> tuple[Trial, list[dict]]:
-    """The first recipe within --perf_tol, and a record of every trial; RunError if there is none."""
+    """The first recipe within --perf_tol, and a record of every trial; RunError if there is none.
+
+    Neural Compressor's autotune has no place for the smoothing or for an engine made from the saved folder, knows only
+    relative tolerances, and returns its best trial where none is within them.
+    """
     metric, records = args.quantization.metric_name, []
     for recipe in wanted_recipes(args.quantization):
         trial = try_recipe(args, recipe, quantize(model, recipe, batches), tokenizer, questions)
@@ -101,7 +105,7 @@ def report_sensitivity(model: PreTrainedModel, quantized: torch.nn.Module, batch
 def facts(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict:
     """What an INT8 folder says of its making, and what its engines have to know."""
     return {
-        "backend": "pt2e",
+        "backend": args.quantization.quantization_backend,
         "max_seq_length": args.data.max_seq_length,
         "input_names": list(tokenizer.model_input_names),
         "num_calibration_samples": args.quantization.num_calibration_samples if args.calibrates else 0,

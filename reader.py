@@ -13,9 +13,9 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from features_qa import make_collator, prepare_validation_features
+from int8_backends import open_int8
 from loading import max_positions
 from modeling_la_auto import MODEL_CLASSES
-from pt2e_engine import Pt2eModel
 from quantization import RECIPE_FILE
 from results_qa import RunError
 from utils_qa import AnswerSettings, extract_answers
@@ -47,7 +47,7 @@ class Reader:
         if config.model_type not in MODEL_CLASSES:
             raise RunError(f"{folder} is of type {config.model_type}; supported are {' and '.join(MODEL_CLASSES)}.")
         if Path(folder, RECIPE_FILE).is_file():
-            model = Pt2eModel(folder, **kwargs)
+            model = open_int8(folder, **kwargs)
         else:
             model = MODEL_CLASSES[config.model_type].from_pretrained(folder, **kwargs).eval()
         length = min(getattr(config, "length_config_max_length", None) or 384, max_positions(config))

@@ -67,16 +67,14 @@ def how_made(args: Arguments) -> dict[str, dict]:
 
 def environment() -> dict:
     """What numbers were made with: versions, git commit, processor, threads."""
-    name, flags = processor()
-    sets = {"amx": "amx_tile", "avx512_vnni": "avx512_vnni", "avx512": "avx512f", "avx2": "avx2"}
     packages = ("torch", "transformers", "datasets", "accelerate", "numpy")
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
         **git_state(Path(__file__).parent),
         "platform": platform.platform(),
-        "cpu": name,
-        "instruction_set": next((set_name for set_name, flag in sets.items() if flag in flags), "other"),
+        "cpu": processor()[0],
+        "instruction_set": instruction_set(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -91,6 +89,13 @@ def processor() -> tuple[str, set[str]]:
     return entries.get("model name") or platform.processor() or platform.machine(), set(
         entries.get("flags", "").split()
     )
+
+
+def instruction_set() -> str:
+    """The processor's most capable set of vector instructions."""
+    flags = processor()[1]
+    sets = {"amx": "amx_tile", "avx512_vnni": "avx512_vnni", "avx512": "avx512f", "avx2": "avx2"}
+    return next((name for name, flag in sets.items() if flag in flags), "other")
 
 
 def git_state(folder: Path) -> dict:

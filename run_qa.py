@@ -49,7 +49,7 @@ OUR_MODULES = (
     "candidate_store",
     "evaluate_qa",
     "evolution",
-    "pt2e_engine",
+    "int8_engine",
     "quantize_qa",
     "search_qa",
     "utils_qa",

@@ -16,10 +16,10 @@ from arguments import Arguments
 from candidate_store import CandidateStore, load_store
 from candidates import Candidate, SearchError, choose, pareto_frontier, spread, write_frontier_csv
 from evolution import EvolutionarySearch, SearchSettings
+from int8_engine import Int8Model
 from length_drop import count_macs
 from loading import QuestionSet
 from plots import plot_pareto
-from pt2e_engine import Pt2eModel
 from results_qa import RunError
 from trainer_qa import QuestionAnsweringTrainer
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def fingerprint(model: PreTrainedModel) -> str:
     """Hex digest of the weights: scores of another model must not be taken for this one's."""
-    if isinstance(model, Pt2eModel):
+    if isinstance(model, Int8Model):
         return model.recipe["sha256"][:16]
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

@@ -6,7 +6,8 @@
 Contenders: BERT-base in float32 (random weights: for its speed only), the reader in float32, in bf16 and in INT8, with the
 float parts of INT8 in float32 and in bf16, each at full length and at the length config.  All take turns on the same
 batches: of 1 and of 32 windows, the longest ones padded to the full length, and ones of median length unpadded.
---accuracy names a folder with the evaluations float32_full, bfloat16_full, int8_full, ..._config of run_qa.py.
+--accuracy names a folder with the evaluations float32_full, bfloat16_full, int8_full, int8_and_bfloat16_full, ..._config of
+run_qa.py.
 """
 
 import argparse
@@ -26,9 +27,9 @@ from benchmark import Contender, benchmark_rows
 from data_qa import load_splits
 from evaluate_qa import padded_batch
 from features_qa import featurize
+from int8_backends import open_int8
 from length_drop import count_macs, parse_length_config
 from modeling_la_auto import MODEL_CLASSES
-from pt2e_engine import Pt2eModel
 from results_qa import environment, write_json
 
 HEADER = ("model", "backend", "dtype", "length config", "MACs", "MiB", "F1", "EM", "batch", "tokens", "ms a batch")
@@ -57,7 +58,7 @@ def folder_size(folder: str) -> int:
 
 def scores(args: argparse.Namespace, dtype: str, at: str) -> dict:
     """F1 and EM of one of the evaluations, None where it was not run."""
-    path = (args.accuracy or Path()) / f"{dtype.split(' ')[0]}_{at}" / "eval_results.json"
+    path = (args.accuracy or Path()) / f"{dtype.replace(' ', '_')}_{at}" / "eval_results.json"
     found = json.loads(path.read_text(encoding="utf-8")) if args.accuracy and path.is_file() else {}
     return {name: found.get(name) for name in ("eval_f1", "eval_exact_match")}
 
@@ -71,7 +72,7 @@ def make_contenders(args: argparse.Namespace) -> list[Contender]:
     bert_facts = {"model": "BERT-base, random", "eval_f1": None, "eval_exact_match": None}
     bert_facts |= {"macs": count_macs(bert.config, None, length), "size_bytes": 4 * bert.num_parameters()}
     found = [Contender(bert, (length,) * bert.config.num_hidden_layers, facts=bert_facts)]
-    engines = [Pt2eModel(args.int8, args.engine_cache_dir, half) for half in (None, torch.bfloat16)]
+    engines = [open_int8(args.int8, args.engine_cache_dir, half) for half in (None, torch.bfloat16)]
     readers = [
         (reader, None, size),
         (reader, torch.bfloat16, size),

@@ -1,15 +1,17 @@
 # Sourced by the other scripts: runs them from the repository root and holds what they share.
 #
-#   PYTHON=python3.11                      the Python that makes .venv, or that runs the steps when there is no .venv
+#   PYTHON=python3.11                      the Python that makes VENV, or that runs the steps when there is none
 #   MODEL=folder-or-hub-id                 the encoder to start from
 #   DATASET=squad                          a data set on the hub, or else these two files:
 #   TRAIN_FILE=a.json VALIDATION_FILE=b.json
+#   VENV=.venv                             the virtual environment
 #   OUTPUT_DIR=output                      every step writes into a folder of its own below this one
 #   FORCE=1                                do steps again whose results exist
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUTPUT_DIR="${OUTPUT_DIR:-output}"
+VENV="${VENV:-.venv}"
 # What FORCE=1 adds to a training or a search, which would otherwise go on with what its folder holds.  Used in the form
 # ${anew[@]+"${anew[@]}"}, because bash before 4.4 (that of macOS) takes an empty array for an unset variable.
 anew=()
@@ -30,10 +32,10 @@ choose_data() {
 }
 
 venv_python() {
-  if [[ -x .venv/Scripts/python ]]; then echo .venv/Scripts/python; else echo .venv/bin/python; fi
+  if [[ -x "$VENV/Scripts/python" ]]; then echo "$VENV/Scripts/python"; else echo "$VENV/bin/python"; fi
 }
 
-# make_venv FILE...: a virtual environment in .venv that satisfies the requirement files; quick when it does already.
+# make_venv FILE...: a virtual environment in VENV that satisfies the requirement files; quick when it does already.
 make_venv() {
   local base="${PYTHON:-python3}" file installed
   "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -43,9 +45,9 @@ make_venv() {
   # A folder alone says nothing: what an interrupted or failed `venv` leaves has no Python or no pip.
   local python
   python="$(venv_python)"
-  "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null 2>&1 || "$base" -m venv --clear .venv
+  "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null 2>&1 || "$base" -m venv --clear "$VENV"
   for file in "$@"; do
-    installed=".venv/installed-$file"
+    installed="$VENV/installed-$file"
     cmp -s "$file" "$installed" && continue
     echo "installing $file ..."
     "$(venv_python)" -m pip install --quiet --disable-pip-version-check -r "$file"
@@ -61,11 +63,15 @@ run() {
   "$@"
 }
 
-# run_qa FLAGS...: `python run_qa.py FLAGS`, in .venv where there is one.
-run_qa() {
+# run_python FILE FLAGS...: `python FILE FLAGS`, in VENV where there is one.
+run_python() {
   local python="${PYTHON:-python3}"
-  [[ ! -d .venv ]] || python="$(venv_python)"
-  run "$python" run_qa.py "$@"
+  [[ ! -d "$VENV" ]] || python="$(venv_python)"
+  run "$python" "$@"
+}
+
+run_qa() {
+  run_python run_qa.py "$@"
 }
 
 # unless_done RESULT COMMAND...: skips a command whose result file exists (FORCE=1 does it again).

@@ -8,6 +8,4 @@ evaluate=(--model_name_or_path "${DYNAMIC:-$OUTPUT_DIR/dynamic}" "${validation_d
 run_qa "${evaluate[@]}" --output_dir "$OUTPUT_DIR/evaluation_full" "$@"
 run_qa "${evaluate[@]}" --length_config_from "$OUTPUT_DIR/search" --max_f1_drop "${MAX_F1_DROP:-1}" \
   --output_dir "$OUTPUT_DIR/evaluation_searched" "$@"
-python="${PYTHON:-python3}"
-[[ ! -d .venv ]] || python="$(venv_python)"
-run "$python" scripts/summary_table.py "$OUTPUT_DIR/evaluation_full" "$OUTPUT_DIR/evaluation_searched"
+run_python scripts/summary_table.py "$OUTPUT_DIR/evaluation_full" "$OUTPUT_DIR/evaluation_searched"

@@ -25,12 +25,26 @@ from stages import SEARCH, SIZES, TRAINING, digest, succeed
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
+from int8_backends import BACKENDS
+from int8_engine import Int8Model
+
 CITIES = ["Ardenville", "Brückstadt", "Calder", "Dunmoor", "Eastholm", "Fennick"]
 FOUNDERS = ["Ada Lorne", "Émile Garnier", "Ruth “Red” Okafor", "Jan de Wit", "Mei-Ling Tao", "Tomás O'Neil"]
 FILLER = (
     "The river brings barges to the old harbour, and the market sells bread, wool, salt and glass every week. "
     "Visitors climb the hill by a narrow path; from there they see the bridge, the mill and the fields beyond. "
 )
+
+
+def pytest_addoption(parser):
+    text = "what runs the INT8 models of the tests (ipex: in its own environment, see scripts/test_ipex.sh)"
+    parser.addoption("--quantization_backend", default="pt2e", choices=list(BACKENDS), help=text)
+
+
+@pytest.fixture(scope="session")
+def backend(request) -> type[Int8Model]:
+    """The class of the INT8 models under test."""
+    return BACKENDS[request.config.getoption("--quantization_backend")]
 
 
 def pytest_unconfigure():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from zipfile import ZipFile
 
 import pytest
@@ -11,9 +12,11 @@ from transformers import RobertaConfig
 
 import pt2e_engine
 import quantize_qa
+from int8_backends import BACKENDS, open_int8
+from int8_engine import check_integer_products, executed_products, integer_products
 from int8_modules import Int8Linear
 from modeling_la_auto import MODEL_CLASSES
-from pt2e_engine import Pt2eModel, check_integer_products, executed_products, integer_products
+from pt2e_engine import Pt2eModel
 from quantization import RECIPE_FILE, load_int8, quantize, recipes, save_int8
 from quantize_qa import within_tolerance
 from reader import Reader
@@ -22,32 +25,42 @@ from results_qa import RunError
 CONFIG = "(40, 24, 10)"
 
 
+@pytest.fixture
+def pt2e(backend):
+    if backend is not Pt2eModel:
+        pytest.skip("about what only PT2E does")
+
+
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """Where all tests keep their engines: to compile one takes half a minute, and a compiler."""
-    if pt2e_engine.cxx_compiler() is None:
+def cache(tmp_path_factory, backend):
+    """Where all tests keep their engines: to compile one takes half a minute, and with PT2E a compiler."""
+    if backend is Pt2eModel and pt2e_engine.cxx_compiler() is None:
         pytest.skip("INT8 engines need a C++ compiler: apt-get install g++")
     return tmp_path_factory.mktemp("engines")
 
 
 @pytest.fixture(scope="session")
-def quantized(tmp_path_factory, dynamic, squad_v1_file, cache):
+def quantized(tmp_path_factory, dynamic, squad_v1_file, cache, backend):
     folder, before = tmp_path_factory.mktemp("stage") / "quantized", digest(dynamic)
     files = ("--train_file", squad_v1_file, "--validation_file", squad_v1_file)
-    flags = ("--tune", "--do_train", "--do_eval", "--sensitivity", "--perf_tol", "1.0", "--engine_cache_dir", cache)
+    flags = ("--tune", "--do_train", "--do_eval", "--sensitivity", "--perf_tol", "1.0", *engine_flags(backend, cache))
     succeed("--model_name_or_path", dynamic, *files, *flags, "--output_dir", folder)
     assert digest(dynamic) == before
     return folder
 
 
+def engine_flags(backend, cache):
+    return ("--quantization_backend", backend.backend, "--engine_cache_dir", cache)
+
+
 @pytest.fixture
-def int8(quantized, dynamic, squad_v1_file, cache, tmp_path):
+def int8(quantized, dynamic, squad_v1_file, cache, backend, tmp_path):
     """Runs a stage with --int8 in a copy of the INT8 folder; returns the copy."""
 
     def run_stage(*flags):
         folder = tmp_path / "quantized"
         shutil.copytree(quantized, folder, dirs_exist_ok=True)
-        files = ("--validation_file", squad_v1_file, "--engine_cache_dir", cache)
+        files = ("--validation_file", squad_v1_file, *engine_flags(backend, cache))
         succeed("--model_name_or_path", dynamic, *files, "--int8", *flags, "--output_dir", folder)
         return folder
 
@@ -106,17 +119,17 @@ def test_int8_predicts_what_it_evaluates(int8, squad_v1_file):
     assert read(folder / "predict_predictions.json") == read(folder / "eval_predictions.json")
 
 
-def test_int8_searches_and_leaves_an_int8_model_with_the_frontier(int8, quantized, squad_v1_file, cache, tmp_path):
+def test_int8_searches_and_leaves_an_int8_model_with_the_frontier(int8, squad_v1_file, cache, backend, tmp_path):
     folder = int8(*SEARCH)
     assert read(folder / "search_results.json")["frontier"] == read(folder / RECIPE_FILE)["config"]["length_configs"]
-    budget = ("--length_config_from", folder, "--target_macs_ratio", "0.9", "--engine_cache_dir", cache)
+    budget = ("--length_config_from", folder, "--target_macs_ratio", "0.9", *engine_flags(backend, cache))
     files = ("--validation_file", squad_v1_file, "--output_dir", tmp_path / "searched")
     succeed("--model_name_or_path", folder, "--int8", "--do_eval", *budget, *files)
 
 
-def test_the_benchmark_names_the_engine(int8):
+def test_the_benchmark_names_the_engine(int8, backend):
     rows = read(int8("--do_eval", "--benchmark", "--length_config", CONFIG) / "benchmark_results.json")["rows"]
-    assert [(row["backend"], row["dtype"]) for row in rows] == [("pt2e", "int8")] * 2
+    assert [(row["backend"], row["dtype"]) for row in rows] == [(backend.backend, "int8")] * 2
 
 
 def test_the_reader_answers_from_an_int8_folder(quantized, cache):
@@ -127,8 +140,9 @@ def test_the_reader_answers_from_an_int8_folder(quantized, cache):
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 
-def test_the_int8_folder_of_another_model_is_refused(quantized, fine_tuned, squad_v1_file, capsys):
-    flags = ("--validation_file", squad_v1_file, "--do_eval", "--int8", "--output_dir", quantized)
+def test_the_int8_folder_of_another_model_is_refused(quantized, fine_tuned, squad_v1_file, backend, capsys):
+    flags = ("--quantization_backend", backend.backend)
+    flags += ("--validation_file", squad_v1_file, "--do_eval", "--int8", "--output_dir", quantized)
     assert "was made from" in failure(capsys, "--model_name_or_path", fine_tuned, *flags)
 
 
@@ -141,10 +155,11 @@ def test_an_int8_folder_is_no_float_model(quantized, squad_v1_file, tmp_path, ca
     "flags, message", [((), "holds an INT8 model"), (("--overwrite_output_dir",), "holds a float")]
 )
 def test_tuning_replaces_no_model_unasked_and_lies_beside_no_float_model(
-    flags, message, quantized, dynamic, squad_v1_file, tmp_path, capsys
+    flags, message, quantized, dynamic, squad_v1_file, backend, tmp_path, capsys
 ):
+    flags = (*flags, "--quantization_backend", backend.backend)
     folder = shutil.copytree(quantized, tmp_path / "taken")
-    if flags:
+    if "--overwrite_output_dir" in flags:
         (folder / "model.safetensors").write_bytes(b"")
     before = digest(folder)
     files = ("--validation_file", squad_v1_file, "--output_dir", folder)
@@ -153,19 +168,46 @@ def test_tuning_replaces_no_model_unasked_and_lies_beside_no_float_model(
     assert digest(folder) == before
 
 
+@pytest.fixture
+def other(backend):
+    """The backend that is not under test."""
+    return next(name for name in BACKENDS if name != backend.backend)
+
+
+def test_a_folder_of_another_backend_is_refused(other, quantized, squad_v1_file, backend, tmp_path, capsys):
+    flags = ("--validation_file", squad_v1_file, "--do_eval", "--int8", "--quantization_backend", other)
+    message = failure(capsys, "--model_name_or_path", quantized, *flags, "--output_dir", tmp_path / "new")
+    assert f"was tuned for --quantization_backend {backend.backend}, not {other}" in message
+
+
+def test_a_folder_of_an_unknown_backend_is_refused(quantized, tmp_path):
+    folder = shutil.copytree(quantized, tmp_path / "unknown")
+    (folder / RECIPE_FILE).write_text(json.dumps(read(folder / RECIPE_FILE) | {"backend": "abacus"}))
+    with pytest.raises(RunError, match="'abacus'; there are pt2e and ipex"):
+        open_int8(folder)
+
+
+def test_ipex_without_its_environment_names_the_pip_line(dynamic, squad_v1_file, tmp_path, capsys):
+    if find_spec("intel_extension_for_pytorch"):
+        pytest.skip("IPEX is installed here")
+    files = ("--validation_file", squad_v1_file, "--output_dir", tmp_path / "none", "--quantization_backend", "ipex")
+    flags = ("--tune", "--do_eval", "--quantization_approach", "dynamic")
+    assert "pip install -r requirements-ipex.txt" in failure(capsys, "--model_name_or_path", dynamic, *files, *flags)
+
+
 def test_int8_without_an_int8_folder_is_refused(dynamic, squad_v1_file, tmp_path, capsys):
     flags = ("--validation_file", squad_v1_file, "--do_eval", "--int8", "--output_dir", tmp_path / "new")
     assert "make one by --tune" in failure(capsys, "--model_name_or_path", dynamic, *flags)
 
 
 def test_no_recipe_within_the_tolerance_ends_the_run_and_leaves_no_model(
-    dynamic, squad_v1_file, cache, tmp_path, capsys, monkeypatch
+    dynamic, squad_v1_file, cache, backend, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(quantize_qa, "within_tolerance", lambda *_: False)
     monkeypatch.setattr(quantize_qa, "open_int8", lambda args, folder: load_int8(folder))
     monkeypatch.setattr("torch.nn.Module.prepare", lambda *_: None, raising=False)
     files = ("--validation_file", squad_v1_file, "--output_dir", tmp_path / "none")
-    flags = ("--tune", "--do_eval", "--quantization_approach", "dynamic", "--engine_cache_dir", cache)
+    flags = ("--tune", "--do_eval", "--quantization_approach", "dynamic", *engine_flags(backend, cache))
     message = failure(capsys, "--model_name_or_path", dynamic, *files, *flags)
     assert "none of the 1 recipes keeps eval_f1 within --perf_tol 0.01" in message
     assert list((tmp_path / "none").iterdir()) == []
@@ -186,7 +228,7 @@ def test_calibration_sees_the_float32_model_under_bf16(dynamic, squad_v1_file, c
     assert tried[:3] == tried[3:] and tried[0] is not None
 
 
-def test_without_a_compiler_tuning_ends_before_any_work(dynamic, squad_v1_file, tmp_path, capsys, monkeypatch):
+def test_without_a_compiler_tuning_ends_before_any_work(pt2e, dynamic, squad_v1_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pt2e_engine, "cxx_compiler", lambda: None)
     files = ("--validation_file", squad_v1_file, "--output_dir", tmp_path / "none")
     flags = ("--tune", "--do_eval", "--quantization_approach", "dynamic")
@@ -208,7 +250,7 @@ def test_the_tolerance_is_relative_or_in_points(score, relative, tolerance, kept
 
 
 @pytest.fixture(scope="session", params=["bert", "roberta"])
-def engine(request, tmp_path_factory, cache):
+def engine(request, tmp_path_factory, cache, backend):
     """(compiled model, the modules it was compiled from)."""
     if request.param == "bert":
         folder = request.getfixturevalue("quantized")
@@ -217,9 +259,9 @@ def engine(request, tmp_path_factory, cache):
         torch.manual_seed(0)
         sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
         config = RobertaConfig(vocab_size=100, max_position_embeddings=130, initializer_range=0.2, **sizes)
-        facts = {"max_seq_length": 64, "input_names": ["input_ids", "attention_mask"]}
+        facts = {"backend": backend.backend, "max_seq_length": 64, "input_names": ["input_ids", "attention_mask"]}
         save_int8(quantize(MODEL_CLASSES["roberta"](config), recipe, []), folder, recipe, facts)
-    return Pt2eModel(folder, cache), load_int8(folder)
+    return backend(folder, cache), load_int8(folder)
 
 
 @pytest.mark.parametrize("length_config", [(40, 24, 10), (50, 50, 5), (64, 63, 62), (9, 2, 1)])
@@ -234,7 +276,7 @@ def test_one_engine_serves_every_batch_length_and_config(engine, rows, tokens, l
 def test_a_reloaded_engine_is_bit_equal(engine):
     compiled, _ = engine
     batch = random_batch(compiled.input_names, 4, 64, 90)
-    again = Pt2eModel(compiled.folder, compiled.cache_dir)
+    again = open_int8(compiled.folder, compiled.cache_dir)
     assert torch.equal(logits(again, batch, (40, 24, 10)), logits(compiled, batch, (40, 24, 10)))
 
 
@@ -254,7 +296,7 @@ def test_layers_that_stay_in_float_are_named(engine):
         check_integer_products(modules, lines)
 
 
-def test_a_compiled_engine_needs_no_compiler_and_a_new_one_says_so(engine, tmp_path, monkeypatch):
+def test_a_compiled_engine_needs_no_compiler_and_a_new_one_says_so(pt2e, engine, tmp_path, monkeypatch):
     compiled, _ = engine
     monkeypatch.setattr(pt2e_engine, "cxx_compiler", lambda: None)
     batch = random_batch(compiled.input_names, 2, 20, 90)
@@ -263,7 +305,7 @@ def test_a_compiled_engine_needs_no_compiler_and_a_new_one_says_so(engine, tmp_p
         logits(Pt2eModel(compiled.folder, tmp_path), batch, (12, 8, 4))
 
 
-def test_nothing_of_an_engine_is_a_pickle(cache, engine):
+def test_nothing_of_an_engine_is_a_pickle(pt2e, cache, engine):
     compiled, _ = engine
     compiled.prepare((40, 24, 10))
     for file in cache.rglob("*.pt2"):
@@ -274,12 +316,12 @@ def test_a_cache_that_cannot_be_written_to_is_named(engine, tmp_path):
     compiled, _ = engine
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="--engine_cache_dir .* cannot be written to"):
-        Pt2eModel(compiled.folder, tmp_path / "file").prepare((40, 24, 10))
+        open_int8(compiled.folder, tmp_path / "file").prepare((40, 24, 10))
 
 
 def test_a_damaged_engine_is_named(engine, tmp_path):
     compiled, _ = engine
-    model = Pt2eModel(compiled.folder, tmp_path)
+    model = open_int8(compiled.folder, tmp_path)
     path = model.engine_file(adaptive=True)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"PK")

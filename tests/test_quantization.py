@@ -23,7 +23,7 @@ SIZES = {
     "max_position_embeddings": 66,
     "initializer_range": 0.2,
 }
-FACTS = {"max_seq_length": 64, "input_names": ["input_ids", "attention_mask"]}
+FACTS = {"backend": "pt2e", "max_seq_length": 64, "input_names": ["input_ids", "attention_mask"]}
 
 
 def make_model(kind="bert"):
