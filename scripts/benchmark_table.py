@@ -70,7 +70,7 @@ def make_contenders(args: argparse.Namespace) -> list[Contender]:
     bert = MODEL_CLASSES["bert"](BertConfig(architectures=["BERT-base"]))
     size = folder_size(args.model)
     bert_facts = {"model": "BERT-base, random", "eval_f1": None, "eval_exact_match": None}
-    bert_facts |= {"macs": count_macs(bert.config, None, length), "size_bytes": 4 * bert.num_parameters()}
+    bert_facts |= {"size_bytes": 4 * bert.num_parameters()}
     found = [Contender(bert, (length,) * bert.config.num_hidden_layers, facts=bert_facts)]
     engines = [open_int8(args.int8, args.engine_cache_dir, half) for half in (None, torch.bfloat16)]
     readers = [
@@ -81,7 +81,7 @@ def make_contenders(args: argparse.Namespace) -> list[Contender]:
     for model, half, size in readers:
         for at, lengths in (("full", (length,) * config.num_hidden_layers), ("config", chosen)):
             dtype = str(half or model.dtype).removeprefix("torch.")
-            facts = {"model": "reader", "macs": count_macs(config, lengths, length), "size_bytes": size}
+            facts = {"model": "reader", "size_bytes": size}
             found.append(Contender(model, lengths, half, facts | scores(args, dtype, at)))
     return found
 
@@ -100,6 +100,14 @@ def make_batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
     return batches
 
 
+def measure(contenders: list[Contender], batch: dict[str, torch.Tensor]) -> list[dict]:
+    """A row for each contender on `batch`, with the MACs on a window of its length."""
+    rows = benchmark_rows(contenders, batch)
+    for contender, row in zip(contenders, rows):
+        row["macs"] = count_macs(contender.model.config, contender.length_config, row["sequence_length"])
+    return rows
+
+
 def table(rows: list[dict]) -> str:
     """The rows as Markdown; speed-up over BERT-base on the same batch."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
@@ -107,7 +115,7 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         slowest = base[row["batch_size"], row["sequence_length"]]["latency_ms_median"]
         optional = ("-" if row[name] is None else f"{row[name]:.2f}" for name in ("eval_f1", "eval_exact_match"))
-        cells = [row["model"], row["backend"], row["dtype"], describe(row["length_config"]), f"{row['macs']:.3g}"]
+        cells = [row["model"], row["backend"], row["dtype"], describe(row), f"{row['macs']:.3g}"]
         cells += [f"{row['size_bytes'] / 2**20:.1f}", *optional, row["batch_size"], row["sequence_length"]]
         cells += [f"{row[f'latency_ms_{name}']:.1f}" for name in ("median", "p90", "p99")]
         cells += [f"{row['samples_per_second']:.1f}", f"{slowest / row['latency_ms_median']:.2f}x"]
@@ -115,15 +123,15 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def describe(length_config: list[int]) -> str:
-    return "full" if len(set(length_config)) == 1 else str(tuple(length_config))
+def describe(row: dict) -> str:
+    return "full" if min(row["length_config"]) >= row["sequence_length"] else str(tuple(row["length_config"]))
 
 
 def main() -> None:
     args = read_arguments()
     try:
         batches, contenders = make_batches(args), make_contenders(args)
-        rows = [row for batch in batches for row in benchmark_rows(contenders, batch)]
+        rows = [row for batch in batches for row in measure(contenders, batch)]
     except (OSError, ValueError) as error:  # RunError, DataError and LengthConfigError are of these
         sys.exit(f"error: {' '.join(str(error).split())}")
     write_json(args.output_dir / "benchmark_results.json", {"environment": environment(), "rows": rows})

@@ -173,7 +173,6 @@ def run_bash(folder: Path, *arguments: str, **variables: str) -> subprocess.Comp
 def run_script(script: str, folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess:
     """Run a script in a copy of scripts/ with a stand-in for Python."""
     shutil.copytree(ROOT / "scripts", folder / "scripts", dirs_exist_ok=True)
-    (folder / "requirements.txt").write_text("")
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
     python.write_text(
@@ -181,7 +180,9 @@ def run_script(script: str, folder: Path, *flags: str, **variables: str) -> subp
         '[ "$1" = run_qa.py ] && echo "HF_HUB_OFFLINE=$HF_HUB_OFFLINE"\nexit 0\n'
     )
     python.chmod(0o755)
-    (folder / ".venv" / "installed-requirements.txt").write_text("")
+    for name in ("requirements.txt", "requirements-ipex.txt"):
+        (folder / name).write_text("")
+        (folder / ".venv" / f"installed-{name}").write_text("")
     return run_bash(folder, f"scripts/{script}", *flags, **variables)
 
 
@@ -202,7 +203,10 @@ def printed_commands(script: str, folder: Path, *flags: str, **variables: str) -
         ("evaluate.sh", {}, 2),
         ("4_quantize.sh", {}, 1),
         ("5_evaluate_int8.sh", {}, 1),
-        ("benchmark_table.sh", {"VALIDATION_FILE": "v.json", "TRAIN_FILE": "t.json", "LENGTH_CONFIG": "(9, 8)"}, 6),
+        ("benchmark_table.sh", {"VALIDATION_FILE": "v.json", "TRAIN_FILE": "t.json", "LENGTH_CONFIG": "(9, 8)"}, 8),
+        ("benchmark_table.sh", {"VALIDATION_FILE": "v.json", "LENGTH_CONFIG": "(9, 8)", "SCORES": "int8"}, 2),
+        ("test_ipex.sh", {"VENV": ".venv"}, 0),
+        ("test_ipex.sh", {"VENV": ".venv", "MODEL": "some/reader", "LENGTH_CONFIG": "(9, 8)"}, 2),
         ("reproduce.sh", {}, 7),
         ("reproduce.sh", {"FORCE": "1"}, 7),
         ("quickstart.sh", {"MODEL": "some/encoder"}, 7),
