@@ -186,7 +186,7 @@ class QuantizationArguments:
             "help": "static: calibrated ranges of the activations; dynamic: ranges by token, found while the model runs."
         },
     )
-    quantization_backend: Literal["pt2e", "ipex"] = field(
+    quantization_backend: Literal["pt2e", "ipex", "native"] = field(
         default="pt2e",
         metadata={
             "help": "What runs the INT8 model: PyTorch's compiler, or Intel Extension for PyTorch (in an environment of its "

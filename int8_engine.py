@@ -97,12 +97,17 @@ def integer_products(lines: list[str]) -> Counter:
     return Counter((int(shape[1]), int(shape[2])) for shape in shapes if shape)
 
 
-def check_integer_products(model: nn.Module, lines: list[str]) -> str:
-    """RunError if a linear layer of `model` did not run in INT8; else the implementation that did them all."""
+def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """(in features, out features) of the quantized linear layers of `model`, by name."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+    return {name: (layer.weight.shape[1], layer.weight.shape[0]) for name, layer in layers.items()}
+
+
+def check_integer_products(products: dict[str, tuple[int, int]], lines: list[str]) -> str:
+    """RunError if a product, given by name and (in, out), did not run in INT8; else what implementation did them all."""
     executed, layers = integer_products(lines), {}
-    for name, module in model.named_modules():
-        if isinstance(module, Int8Linear):
-            layers.setdefault((module.weight.shape[1], module.weight.shape[0]), []).append(name)
+    for name, shape in products.items():
+        layers.setdefault(shape, []).append(name)
     for shape, names in layers.items():
         if executed[shape] < len(names):
             raise RunError(
@@ -118,14 +123,12 @@ def check_integer_products(model: nn.Module, lines: list[str]) -> str:
 class Int8Model(nn.Module, ABC):
     """An INT8 folder as a model with the interface of the length-adaptive classes: forward(..., length_config=None).
 
-    Engines are compiled when they are first needed, and kept in `cache_dir`, which should belong to the user: an engine
-    is code. Only they are held in memory, no float copy of the weights. `autocast` is the type of what is not INT8,
-    float32 if None. A backend says how an engine is compiled into a file and loaded from one; RunError for a folder
-    that was tuned for another.
+    No float copy of the weights is held. `autocast` is the type of what is not INT8, float32 if None. What is compiled
+    is kept in `cache_dir`, which should belong to the user: it is code. RunError for a folder that was tuned for another
+    backend.
     """
 
     backend: str
-    suffix: str  # of an engine's file
     device = torch.device("cpu")
 
     def __init__(self, folder: str | Path, cache_dir: str | Path | None = None, autocast: torch.dtype | None = None):
@@ -138,23 +141,20 @@ class Int8Model(nn.Module, ABC):
                 "a folder for the other."
             )
         self.config = stored_config(self.recipe)
-        self.folder, self.autocast, self._engines = Path(folder), autocast, {}
+        self.folder, self.autocast = Path(folder), autocast
         self.cache_dir = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "quala")).expanduser()
 
     @classmethod
-    @abstractmethod
     def require(cls) -> None:
-        """RunError if engines cannot be compiled on this machine."""
+        """RunError if folders cannot be made ready on this machine."""
 
     @abstractmethod
-    def compile(self, exported: OpenLengths, example: tuple[dict, list], path: Path) -> None:
-        """Compile `exported` for any batch, length and (if `example` has lengths) length config into the file `path`."""
+    def prepare(self, length_config: tuple[int, ...] | None) -> None:
+        """Make ready for `length_config`, and prove once that every linear layer runs in INT8."""
 
     @abstractmethod
-    def load(
-        self, path: Path, example: tuple[dict, list]
-    ) -> Callable[[dict, list], tuple[torch.Tensor, torch.Tensor]]:
-        """The engine of a file, ready; RuntimeError if it is damaged."""
+    def logits(self, inputs: dict[str, torch.Tensor], length_config: tuple[int, ...] | None):
+        """Start and end logits (B, S) of complete inputs; `length_config` None means full length."""
 
     @property
     def dtype(self) -> str:
@@ -169,6 +169,41 @@ class Int8Model(nn.Module, ABC):
         lengths = length_config or getattr(self.config, "length_config", None)
         return lengths is not None and min(lengths) < self.recipe["max_seq_length"]
 
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, length_config=None):
+        """Start and end logits (B, S), float32; `length_config` None means the stored one, or else full length."""
+        length_config = length_config or getattr(self.config, "length_config", None)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        defaults = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
+        inputs = {name: defaults[name](input_ids) if given[name] is None else given[name] for name in self.input_names}
+        if length_config is not None:
+            length_config = validate_length_config(length_config, self.config.num_hidden_layers, None)
+        self.prepare(length_config)
+        start, end = self.logits(inputs, length_config if self.drops(length_config) else None)
+        return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
+
+
+class CompiledModel(Int8Model):
+    """Modifications: engines, compiled when they are first needed and kept as files; only they are held in memory.
+
+    A backend says how an engine is compiled into a file and loaded from one.
+    """
+
+    suffix: str  # of an engine's file
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._engines = {}
+
+    @abstractmethod
+    def compile(self, exported: OpenLengths, example: tuple[dict, list], path: Path) -> None:
+        """Compile `exported` for any batch, length and (if `example` has lengths) length config into the file `path`."""
+
+    @abstractmethod
+    def load(
+        self, path: Path, example: tuple[dict, list]
+    ) -> Callable[[dict, list], tuple[torch.Tensor, torch.Tensor]]:
+        """The engine of a file, ready; RuntimeError if it is damaged."""
+
     def engine_file(self, adaptive: bool) -> Path:
         """Where the engine is kept; the name depends on all that decides on it."""
         capabilities = processor()[0], torch.backends.cpu.get_cpu_capability(), torch.cpu._is_amx_tile_supported()
@@ -179,7 +214,6 @@ class Int8Model(nn.Module, ABC):
         return self.cache_dir / key[:16] / (("any_length_config" if adaptive else "full_length") + self.suffix)
 
     def prepare(self, length_config: tuple[int, ...] | None) -> None:
-        """Load the engine for `length_config`; compile it, and prove it, if that was never done here."""
         adaptive = self.drops(length_config)
         if adaptive in self._engines:
             return
@@ -207,21 +241,11 @@ class Int8Model(nn.Module, ABC):
             warnings.simplefilter("ignore")  # of what the compilers find in the libraries' own code
             exported, made = OpenLengths(load_int8(self.folder), self.autocast).eval(), Path(folder.name, path.name)
             self.compile(exported, example, made)
-            engine = self.load(made, example)
-            implementation = check_integer_products(exported.model, executed_products(lambda: engine(*example)))
+            engine, shapes = self.load(made, example), linear_shapes(exported.model)
+            implementation = check_integer_products(shapes, executed_products(lambda: engine(*example)))
             os.replace(made, path)
         logger.info("every linear layer runs in INT8: %s", implementation)
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, length_config=None):
-        """Start and end logits (B, S), float32; `length_config` None means the stored one, or else full length."""
-        length_config = length_config or getattr(self.config, "length_config", None)
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        defaults = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
-        inputs = {name: defaults[name](input_ids) if given[name] is None else given[name] for name in self.input_names}
-        if length_config is not None:
-            length_config = validate_length_config(length_config, self.config.num_hidden_layers, None)
-        self.prepare(length_config)
-        adaptive = self.drops(length_config)
-        lengths = as_sizes(length_config if adaptive else None, input_ids.shape[1])
-        start, end = self._engines[adaptive](inputs, lengths)
-        return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
+    def logits(self, inputs: dict[str, torch.Tensor], length_config: tuple[int, ...] | None):
+        lengths = as_sizes(length_config, inputs["input_ids"].shape[1])
+        return self._engines[length_config is not None](inputs, lengths)

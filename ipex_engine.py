@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from int8_engine import Int8Model, OpenLengths, captured
+from int8_engine import CompiledModel, OpenLengths, captured
 from int8_modules import Int8Linear, replace_modules
 from results_qa import RunError
 
@@ -65,7 +65,7 @@ class Positional(nn.Module):
         return self.exported(inputs, list(tensors[len(inputs) :]))
 
 
-class IpexModel(Int8Model):
+class IpexModel(CompiledModel):
     """Modifications: engines are TorchScript's."""
 
     backend, suffix = "ipex", ".pt"

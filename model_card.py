@@ -45,7 +45,7 @@ FLOAT = (
 )
 INT8 = (
     "The weights are INT8 (`int8_recipe.json` says how): `run_qa.py --int8` and this `Reader` load them, plain transformers\n"
-    "does not. The engine is compiled when it is first needed, with a C++ compiler."
+    "does not. The engine is compiled when it is first needed, by default with a C++ compiler."
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.export import Dim
 
-from int8_engine import Int8Model, OpenLengths
+from int8_engine import CompiledModel, OpenLengths
 from results_qa import RunError
 
 # Freezing packs the weights for the INT8 products; the number of threads is the caller's, not the compiling process's.
@@ -23,7 +23,7 @@ def cxx_compiler() -> str | None:
     return next(filter(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]), None)
 
 
-class Pt2eModel(Int8Model):
+class Pt2eModel(CompiledModel):
     """Modifications: engines are AOTInductor's."""
 
     backend, suffix = "pt2e", ".pt2"

@@ -38,13 +38,19 @@ FILLER = (
 
 def pytest_addoption(parser):
     text = "what runs the INT8 models of the tests (ipex: in its own environment, see scripts/test_ipex.sh)"
-    parser.addoption("--quantization_backend", default="pt2e", choices=list(BACKENDS), help=text)
+    parser.addoption("--quantization_backend", action="append", choices=list(BACKENDS), help=text)
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--quantization_backend") or ["pt2e", "native"]
+        metafunc.parametrize("backend", names, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def backend(request) -> type[Int8Model]:
     """The class of the INT8 models under test."""
-    return BACKENDS[request.config.getoption("--quantization_backend")]
+    return BACKENDS[request.param]
 
 
 def pytest_unconfigure():

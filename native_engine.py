@@ -1,0 +1,179 @@
+"""The native backend: the INT8 folder in eager modules on oneDNN's INT8 products and the operators of native_ops.py.
+
+Nothing is traced or compiled when a question comes: batch, lengths and length config are arguments of the call.  Padding
+is taken out before the first layer and no row is computed for it; dropped tokens leave the matrix in the same way.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from int8_engine import Int8Model, check_integer_products, executed_products
+from int8_modules import Int8Linear
+from native_ops import load_fused_operators
+from quantization import load_int8
+from results_qa import RunError
+
+ops = torch.ops.quala
+TOKENS = 1024  # as many go through the layers together: what a layer leaves for the next one stays in the cache
+
+
+class NativeLinear(nn.Module):
+    """Int8Linears that read the same bytes, as one integer product: (N, in) bytes to (N, sum of out) floats."""
+
+    def __init__(self, *layers: Int8Linear):
+        super().__init__()
+        first, weight = layers[0], torch.cat([layer.weight for layer in layers])
+        self.shape = weight.shape[1], weight.shape[0]
+        self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.weight_scale = torch.cat([layer.weight_scale for layer in layers])
+        self.weight_zero_point = torch.zeros_like(self.weight_scale, dtype=torch.int32)
+        self.bias = torch.cat([layer.bias for layer in layers])
+        self.by_token = first.input_scale is None
+        # What makes bytes of its input: the last arguments of the operators.
+        self.range = first.shrink, first.input_scale or 0.0, first.input_zero_point
+        self.scale = (1 / 127, 128) if self.by_token else (first.input_scale, first.input_zero_point)
+
+    def forward(self, values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        weights = self.weight, self.weight_scale, self.weight_zero_point, None if self.by_token else self.bias
+        product = torch.ops.onednn.qlinear_pointwise(
+            values, *self.scale, *weights, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return torch.addcmul(self.bias, product, largest) if self.by_token else product
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences without padding: where each begins among the rows (B + 1), and where each row stands in the batch (T)."""
+
+    offsets: torch.Tensor
+    positions: torch.Tensor
+
+    def select(self, significance: torch.Tensor, length: int) -> tuple[torch.Tensor, "Packed"]:
+        """The rows (T') of the `length` most significant tokens of each sequence, in order, and what they are packed as.
+
+        The first token, [CLS], is always among them; a shorter sequence keeps all its tokens.
+        """
+        lengths = self.offsets.diff()
+        column = torch.arange(int(lengths.max()))
+        scores = significance.new_full((len(lengths), len(column)), -math.inf)
+        scores[column < lengths[:, None]] = significance
+        scores[:, 0] = math.inf
+        chosen = scores.topk(length, dim=1).indices.sort(1).values
+        rows = (chosen + self.offsets[:-1, None])[chosen < lengths[:, None]]
+        offsets = F.pad(lengths.clamp(max=length).cumsum(0), (1, 0))
+        return rows, Packed(offsets, self.positions[rows])
+
+
+class NativeLayer(nn.Module):
+    """A layer of the encoder: packed hidden states in float and in bytes, the same after the layer."""
+
+    def __init__(self, layer: nn.Module, following: NativeLinear, heads: int):
+        super().__init__()
+        attention = layer.attention
+        self.heads, self.following = heads, following
+        self.fused = NativeLinear(attention.self.query, attention.self.key, attention.self.value)
+        self.context, self.context_norm = NativeLinear(attention.output.dense), attention.output.LayerNorm
+        self.up = NativeLinear(layer.intermediate.dense)
+        self.down, self.norm = NativeLinear(layer.output.dense), layer.output.LayerNorm
+
+    def forward(self, hidden, values, packed: Packed, length: int | None):
+        fused = self.fused(*values)
+        context, significance = ops.attention(fused, packed.offsets, self.heads, length is not None)
+        if length is not None:
+            rows, packed = packed.select(significance, length)
+            hidden, context = hidden.index_select(0, rows), context.index_select(0, rows)
+        output = self.context(*ops.quantize(context, *self.context.range))
+        hidden, *values = add_norm(output, hidden, self.context_norm, self.up)
+        output = self.down(*ops.gelu_quantize(self.up(*values), *self.down.range))
+        hidden, *values = add_norm(output, hidden, self.norm, self.following)
+        return hidden, values, packed
+
+
+def add_norm(x: torch.Tensor, residual: torch.Tensor, norm: nn.LayerNorm, following: NativeLinear):
+    return ops.add_norm_quantize(x, residual, norm.weight, norm.bias, norm.eps, *following.range)
+
+
+class NativeModel(Int8Model):
+    """Modifications: runs without an engine file."""
+
+    backend = "native"
+
+    def __init__(self, folder: str | Path, cache_dir: str | Path | None = None, autocast: torch.dtype | None = None):
+        super().__init__(folder, cache_dir, autocast)
+        if autocast is not None:
+            raise RunError("--quantization_backend native computes what is not INT8 in float32: remove --bf16.")
+        if self.config.hidden_act != "gelu":
+            raise RunError(f"--quantization_backend native knows GELU, not {self.config.hidden_act}: use pt2e.")
+        load_fused_operators(self.cache_dir)
+        model, heads = load_int8(folder), self.config.num_attention_heads
+        self.embeddings, self.head = model.base_model.embeddings, NativeLinear(model.qa_outputs)
+        self.layers, following = nn.ModuleList(), self.head
+        for layer in reversed(model.base_model.encoder.layer):
+            self.layers.insert(0, NativeLayer(layer, following, heads))
+            following = self.layers[0].fused
+        self._proven = False
+
+    def prepare(self, length_config: tuple[int, ...] | None) -> None:
+        if not self._proven:
+            example = torch.ones(1, 8, dtype=torch.long)
+            inputs = {name: example for name in self.input_names}
+            products = {
+                name: module.shape for name, module in self.named_modules() if isinstance(module, NativeLinear)
+            }
+            check_integer_products(products, executed_products(lambda: self.logits(inputs, None)))
+            self._proven = True
+
+    @torch.no_grad()
+    def logits(self, inputs: dict[str, torch.Tensor], length_config: tuple[int, ...] | None):
+        ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+        result, lengths = torch.zeros(ids.numel(), 2), real.sum(1).tolist()
+        for begin, end in micro_batches(lengths):
+            chosen = slice(begin, end)
+            parts = {name: tensor[chosen] for name, tensor in inputs.items()}
+            self.answer(parts, real[chosen], length_config, result[begin * ids.shape[1] : end * ids.shape[1]])
+        start, end = result.view(*ids.shape, 2).unbind(2)
+        return start.contiguous(), end.contiguous()
+
+    def embed(self, inputs: dict[str, torch.Tensor], real: torch.Tensor) -> torch.Tensor:
+        """The embeddings (T, D) of the real tokens."""
+        padding = getattr(self.embeddings, "padding_idx", None)  # RoBERTa counts real tokens, from the one after it
+        position = torch.arange(real.shape[1]).expand_as(real) if padding is None else real.cumsum(1) + padding
+        types = inputs.get("token_type_ids", torch.zeros_like(inputs["input_ids"]))
+        names = ("input_ids", "token_type_ids", "position_ids")
+        tensors = (inputs["input_ids"], types, position)
+        return self.embeddings(**{name: tensor[real][None] for name, tensor in zip(names, tensors)})[0]
+
+    def answer(self, inputs, real, length_config, result: torch.Tensor) -> None:
+        """Write the logits of a few sequences into `result` (B * S, 2); padding keeps its zeros.
+
+        A token that is dropped answers with the output of the last layer it survived.
+        """
+        offsets, positions = F.pad(real.sum(1).cumsum(0), (1, 0)), real.flatten().nonzero().squeeze(1)
+        if not len(positions):
+            return
+        packed, hidden = Packed(offsets, positions), self.embed(inputs, real)
+        values, longest = ops.quantize(hidden, *self.layers[0].fused.range), int(real.sum(1).max())
+        for layer, length in zip(self.layers, length_config or itertools.repeat(longest)):
+            drops = length < longest
+            if drops:
+                result[packed.positions] = self.head(*ops.quantize(hidden, *self.head.range))
+            hidden, values, packed = layer(hidden, values, packed, length if drops else None)
+            longest = min(longest, length)
+        result[packed.positions] = self.head(*values)
+
+
+def micro_batches(lengths: list[int]) -> list[tuple[int, int]]:
+    """Ranges [begin, end) of sequences that have about TOKENS tokens together."""
+    bounds, total = [0], 0
+    for index, length in enumerate(lengths):
+        if total and total + length > TOKENS:
+            bounds.append(index)
+            total = 0
+        total += length
+    return list(itertools.pairwise([*bounds, len(lengths)]))

@@ -1,0 +1,140 @@
+"""The fused operators of the native engine: what stands between two INT8 products, without graphs or compilation.
+
+They work on packed sequences: the real tokens of all sequences in one matrix (T, ...), without padding; `offsets` (B + 1)
+says where each begins.  Here they are in PyTorch, which says what they compute.  Where a C++ compiler and AVX-512 are at
+hand, native_ops.cpp replaces them; it is compiled once and kept.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.utils import cpp_extension
+
+from results_qa import processor
+
+logger = logging.getLogger(__name__)
+SOURCE = Path(__file__).with_name("native_ops.cpp")
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-march=native", "-DCPU_CAPABILITY=AVX512")
+FLAGS += ("-DCPU_CAPABILITY_AVX512",)
+
+BYTES = (
+    "Tensor? shrink, float scale, int zero_point"  # how a row becomes bytes; scale 0: each row has a range of its own
+)
+LIBRARY = torch.library.Library("quala", "DEF")
+LIBRARY.define("attention(Tensor fused, Tensor offsets, int heads, bool with_significance) -> (Tensor, Tensor)")
+LIBRARY.define(f"quantize(Tensor x, {BYTES}) -> (Tensor, Tensor)")
+LIBRARY.define(f"gelu_quantize(Tensor x, {BYTES}) -> (Tensor, Tensor)")
+LIBRARY.define(
+    "add_norm_quantize(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, "
+    f"{BYTES}) -> (Tensor, Tensor, Tensor)"
+)
+
+
+# ---- the operators in PyTorch --------------------------------------------------------------------------------------
+
+
+def attention(fused, offsets, heads, with_significance):
+    """Self-attention within each sequence of `fused` (T, 3 * H * D), which holds queries, keys and values side by side.
+
+    Returns the context (T, H * D) and the significance (T): the probabilities that a token receives, summed over heads
+    and queries; nothing of it if it is not wanted.
+    """
+    contexts, votes = [], []
+    for begin, end in zip(offsets.tolist(), offsets.tolist()[1:]):
+        query, key, value = fused[begin:end].unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
+        probabilities = (query @ key.transpose(1, 2) * query.shape[2] ** -0.5).softmax(-1)
+        contexts.append((probabilities @ value).transpose(0, 1).flatten(1))
+        votes.append(probabilities.sum((0, 1)))
+    return torch.cat(contexts), torch.cat(votes) if with_significance else fused.new_empty(0)
+
+
+def quantize(x, shrink, scale, zero_point):
+    """Bytes (N, K) of the rows of `x` times `shrink`, and the largest magnitude (N, 1) of each, or (0, 1) if unused."""
+    x = x if shrink is None else x * shrink
+    if scale:
+        return (x * (1 / scale)).round().add(zero_point).clamp(0, 255).to(torch.uint8), x.new_empty(0, 1)
+    largest = x.abs().amax(1, keepdim=True).clamp(min=1e-6)
+    return (x / largest * 127).round().add(128).clamp(0, 255).to(torch.uint8), largest
+
+
+def gelu_quantize(x, shrink, scale, zero_point):
+    """What `quantize` makes of GELU(x)."""
+    return quantize(F.gelu(x), shrink, scale, zero_point)
+
+
+def add_norm_quantize(x, residual, weight, bias, eps, shrink, scale, zero_point):
+    """LayerNorm(x + residual), and what `quantize` makes of it."""
+    normed = F.layer_norm(x + residual, x.shape[-1:], weight, bias, eps)
+    return normed, *quantize(normed, shrink, scale, zero_point)
+
+
+for _operator in (attention, quantize, gelu_quantize, add_norm_quantize):
+    LIBRARY.impl(_operator.__name__, _operator, "CompositeExplicitAutograd")  # a kernel of the compiled library wins
+
+
+def _bytes_like(x: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x, dtype=torch.uint8), x.new_empty(0 if scale else x.shape[0], 1)
+
+
+@torch.library.register_fake("quala::attention")
+def _(fused, offsets, heads, with_significance):
+    return fused.new_empty(fused.shape[0], fused.shape[1] // 3), fused.new_empty(
+        fused.shape[0] if with_significance else 0
+    )
+
+
+@torch.library.register_fake("quala::quantize")
+@torch.library.register_fake("quala::gelu_quantize")
+def _(x, shrink, scale, zero_point):
+    return _bytes_like(x, scale)
+
+
+@torch.library.register_fake("quala::add_norm_quantize")
+def _(x, residual, weight, bias, eps, shrink, scale, zero_point):
+    return torch.empty_like(x), *_bytes_like(x, scale)
+
+
+# ---- the operators in C++ ------------------------------------------------------------------------------------------
+
+
+@cache
+def load_fused_operators(cache_dir: Path) -> bool:
+    """Put the C++ operators in the place of those in PyTorch, for the whole process; False (and said so) if it cannot be."""
+    compiler = next(filter(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]), None)
+    try:
+        torch.ops.load_library(str(_built(compiler, cache_dir)))
+    except (OSError, subprocess.CalledProcessError, NotImplementedError) as error:
+        logger.warning("the native engine's operators run in PyTorch, which is slower: %s", str(error).strip())
+        return False
+    return True
+
+
+def _built(compiler: str | None, cache_dir: Path) -> Path:
+    """The compiled library of this source, compiler flags, PyTorch and processor; compiled if it is not kept yet."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        raise NotImplementedError("the processor has no AVX-512")
+    facts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, processor()[0], *sorted(processor()[1])]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    library = cache_dir / f"native_ops-{key[:16]}.so"
+    if library.is_file():
+        return library
+    if compiler is None:
+        raise NotImplementedError("there is no C++ compiler (apt-get install g++)")
+    logger.info("compiling the native operators to %s (half a minute, once)", library)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    includes = [f"-I{path}" for path in cpp_extension.include_paths()]
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
+    with tempfile.TemporaryDirectory(dir=cache_dir) as folder:
+        made = Path(folder, library.name)
+        command = [compiler, *FLAGS, *includes, str(SOURCE), *libraries, "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        os.replace(made, library)
+    return library
