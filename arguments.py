@@ -186,11 +186,12 @@ class QuantizationArguments:
             "help": "static: calibrated ranges of the activations; dynamic: ranges by token, found while the model runs."
         },
     )
-    quantization_backend: Literal["pt2e", "ipex", "native"] = field(
-        default="pt2e",
+    quantization_backend: Literal["pt2e", "ipex", "native"] | None = field(
+        default=None,
         metadata={
-            "help": "What runs the INT8 model: PyTorch's compiler, or Intel Extension for PyTorch (in an environment of its "
-            "own: requirements-ipex.txt)."
+            "help": "What runs the INT8 model: PyTorch's compiler (pt2e, what --tune takes if unset), Intel Extension for "
+            "PyTorch (ipex, in an environment of its own: requirements-ipex.txt) or eager modules (native). With --int8 the "
+            "one that the folder was tuned for."
         },
     )
     num_calibration_samples: int = field(
@@ -302,6 +303,11 @@ class Arguments:
     def trains(self) -> bool:
         """Whether weights change; with --tune, --do_train only names the examples to calibrate on."""
         return self.run.do_train and not self.quantization.tune
+
+    @property
+    def tuned_backend(self) -> str:
+        """The backend that --tune makes its folder for."""
+        return self.quantization.quantization_backend or "pt2e"
 
     @property
     def calibrates(self) -> bool:

@@ -124,8 +124,7 @@ class Int8Model(nn.Module, ABC):
     """An INT8 folder as a model with the interface of the length-adaptive classes: forward(..., length_config=None).
 
     No float copy of the weights is held. `autocast` is the type of what is not INT8, float32 if None. What is compiled
-    is kept in `cache_dir`, which should belong to the user: it is code. RunError for a folder that was tuned for another
-    backend.
+    is kept in `cache_dir`, which should belong to the user: it is code.
     """
 
     backend: str
@@ -134,12 +133,6 @@ class Int8Model(nn.Module, ABC):
     def __init__(self, folder: str | Path, cache_dir: str | Path | None = None, autocast: torch.dtype | None = None):
         super().__init__()
         self.recipe = read_recipe(folder)
-        if self.recipe["backend"] != self.backend:
-            made_for = self.recipe["backend"]
-            raise RunError(
-                f"{folder} was tuned for --quantization_backend {made_for}, not {self.backend}: name {made_for}, or --tune "
-                "a folder for the other."
-            )
         self.config = stored_config(self.recipe)
         self.folder, self.autocast = Path(folder), autocast
         self.cache_dir = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "quala")).expanduser()

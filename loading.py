@@ -18,6 +18,7 @@ from arguments import Arguments, DataArguments
 from data_qa import load_splits
 from features_qa import featurize, make_collator
 from int8_backends import BACKENDS
+from int8_backends import open_int8 as open_int8_folder
 from int8_engine import Int8Model
 from modeling_la_auto import MODEL_CLASSES
 from quantization import RECIPE_FILE, sha256
@@ -105,7 +106,7 @@ def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     if args.quantization.int8:
         return load_int8_model(args)
     if args.quantization.tune:
-        BACKENDS[args.quantization.quantization_backend].require()
+        BACKENDS[args.tuned_backend].require()
     if Path(args.model.model_name_or_path, RECIPE_FILE).is_file():
         raise RunError(
             f"--model_name_or_path {args.model.model_name_or_path} holds an INT8 model: use it with --int8, or name the "
@@ -144,8 +145,8 @@ def load_int8_model(args: Arguments) -> tuple[Int8Model, PreTrainedTokenizerBase
 def open_int8(args: Arguments, folder: Path) -> Int8Model:
     """The model of an INT8 folder, its float parts in the precision that the command line asks for."""
     autocast = torch.bfloat16 if args.run.bf16 else None
-    backend = BACKENDS[args.quantization.quantization_backend]
-    return backend(folder, args.quantization.engine_cache_dir, autocast)
+    quantization = args.quantization
+    return open_int8_folder(folder, quantization.engine_cache_dir, autocast, quantization.quantization_backend)
 
 
 def int8_folder(args: Arguments) -> Path:

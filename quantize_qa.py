@@ -105,7 +105,7 @@ def report_sensitivity(model: PreTrainedModel, quantized: torch.nn.Module, batch
 def facts(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict:
     """What an INT8 folder says of its making, and what its engines have to know."""
     return {
-        "backend": args.quantization.quantization_backend,
+        "backend": args.tuned_backend,
         "max_seq_length": args.data.max_seq_length,
         "input_names": list(tokenizer.model_input_names),
         "num_calibration_samples": args.quantization.num_calibration_samples if args.calibrates else 0,

@@ -3,11 +3,11 @@
     python scripts/benchmark_table.py --model output/dynamic --int8 output/quantized --validation_file dev.json \\
         --length_config "(315, 251, 242, 159, 142, 33)" --accuracy output/benchmark --output_dir output/benchmark
 
-Contenders: BERT-base in float32 (random weights: for its speed only), the reader in float32, in bf16 and in INT8, with the
-float parts of INT8 in float32 and in bf16, each at full length and at the length config.  All take turns on the same
-batches: of 1 and of 32 windows, the longest ones padded to the full length, and ones of median length unpadded.
---accuracy names a folder with the evaluations float32_full, bfloat16_full, int8_full, int8_and_bfloat16_full, ..._config of
-run_qa.py.
+Contenders: BERT-base in float32 (random weights: for its speed only), the reader in float32, in bf16 and in INT8 from one
+or more folders, with the float parts of INT8 in float32 and in bf16, each at full length and at the length config.  All
+take turns on the same batches: of 1 and of 32 windows, the longest ones padded to the full length, and ones of median
+length unpadded.  --accuracy names a folder with run_qa.py's evaluations float32_full, bfloat16_full, quantized_full (an
+INT8 folder's name), quantized_bfloat16_full and the same with _config.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from data_qa import load_splits
 from evaluate_qa import padded_batch
 from features_qa import featurize
 from int8_backends import open_int8
+from int8_engine import CompiledModel
 from length_drop import count_macs, parse_length_config
 from modeling_la_auto import MODEL_CLASSES
 from results_qa import environment, write_json
@@ -39,7 +40,7 @@ HEADER += ("p90", "p99", "samples/s", "speed-up")
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the float reader")
-    parser.add_argument("--int8", required=True, help="folder of the INT8 reader, from --tune")
+    parser.add_argument("--int8", required=True, nargs="+", help="folders of INT8 readers, from --tune")
     parser.add_argument("--validation_file", required=True, help="questions whose windows are timed")
     parser.add_argument("--length_config", required=True, help='the config beside full length: "(315, 251, ...)"')
     parser.add_argument("--accuracy", type=Path, help="folder of evaluations whose F1 and EM go into the table")
@@ -56,11 +57,20 @@ def folder_size(folder: str) -> int:
     return sum(file.stat().st_size for pattern in wanted for file in Path(folder).glob(pattern))
 
 
-def scores(args: argparse.Namespace, dtype: str, at: str) -> dict:
+def scores(args: argparse.Namespace, name: str, at: str) -> dict:
     """F1 and EM of one of the evaluations, None where it was not run."""
-    path = (args.accuracy or Path()) / f"{dtype.replace(' ', '_')}_{at}" / "eval_results.json"
+    path = (args.accuracy or Path()) / f"{name}_{at}" / "eval_results.json"
     found = json.loads(path.read_text(encoding="utf-8")) if args.accuracy and path.is_file() else {}
-    return {name: found.get(name) for name in ("eval_f1", "eval_exact_match")}
+    return {metric: found.get(metric) for metric in ("eval_f1", "eval_exact_match")}
+
+
+def int8_readers(args: argparse.Namespace, folder: str) -> list[tuple[torch.nn.Module, str]]:
+    """The INT8 reader of a folder, also with its float parts in bf16 where the backend can; each with its name."""
+    found = [(open_int8(folder, args.engine_cache_dir), Path(folder).name)]
+    if isinstance(found[0][0], CompiledModel):
+        half = open_int8(folder, args.engine_cache_dir, torch.bfloat16)
+        found.append((half, f"{Path(folder).name}_bfloat16"))
+    return found
 
 
 def make_contenders(args: argparse.Namespace) -> list[Contender]:
@@ -68,21 +78,15 @@ def make_contenders(args: argparse.Namespace) -> list[Contender]:
     chosen = parse_length_config(args.length_config, config.num_hidden_layers, length)
     reader = MODEL_CLASSES[config.model_type].from_pretrained(args.model, dtype=torch.float32)
     bert = MODEL_CLASSES["bert"](BertConfig(architectures=["BERT-base"]))
-    size = folder_size(args.model)
     bert_facts = {"model": "BERT-base, random", "eval_f1": None, "eval_exact_match": None}
     bert_facts |= {"size_bytes": 4 * bert.num_parameters()}
     found = [Contender(bert, (length,) * bert.config.num_hidden_layers, facts=bert_facts)]
-    engines = [open_int8(args.int8, args.engine_cache_dir, half) for half in (None, torch.bfloat16)]
-    readers = [
-        (reader, None, size),
-        (reader, torch.bfloat16, size),
-        *((engine, None, folder_size(args.int8)) for engine in engines),
-    ]
-    for model, half, size in readers:
+    readers = [(reader, None, "float32", args.model), (reader, torch.bfloat16, "bfloat16", args.model)]
+    readers += [(model, None, name, folder) for folder in args.int8 for model, name in int8_readers(args, folder)]
+    for model, half, name, folder in readers:
         for at, lengths in (("full", (length,) * config.num_hidden_layers), ("config", chosen)):
-            dtype = str(half or model.dtype).removeprefix("torch.")
-            facts = {"model": "reader", "size_bytes": size}
-            found.append(Contender(model, lengths, half, facts | scores(args, dtype, at)))
+            facts = {"model": "reader", "size_bytes": folder_size(folder)}
+            found.append(Contender(model, lengths, half, facts | scores(args, name, at)))
     return found
 
 

@@ -1,0 +1,117 @@
+"""Every flag that does nothing in the chosen stages is named in a warning."""
+
+import re
+
+import pytest
+
+from command_line import build_parser, parse_args
+from idle_flags import NEEDS, OVERRIDDEN, TRAINING_ONLY, UNUSED
+
+BASE = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "out"]
+
+
+@pytest.fixture(autouse=True)
+def empty_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+EXAMPLE_VALUES = {
+    "calibration_method": "kl",
+    "quantization_backend": "native",
+    "quantization_approach": "dynamic",  # where neither 1 nor the flag alone would do
+    "dataset_config_name": "plain",
+    "eval_strategy": "no",
+    "hub_strategy": "end",
+    "kl_direction": "full_sub",
+    "attention_dropout": "0",
+    "hidden_dropout": "0",
+    "layer_dropout_prob": "0.1",
+    "length_config": "(9,8)",
+    "length_config_from": "s",
+    "length_drop_ratio_bound": "0.1",
+    "logging_strategy": "no",
+    "lr_scheduler_kwargs": "{}",
+    "lr_scheduler_type": "linear",
+    "activation_checkpointing_kwargs": "{}",
+    "gradient_checkpointing_kwargs": "{}",
+    "optim": "adamw_torch",
+    "save_strategy": "no",
+    "search_floor_ratio": "0.3",
+    "train_sampling_strategy": "random",
+}
+ELSEWHERE = {  # what such a flag needs to be accepted at all
+    "length_config_from": ["--max_f1_drop", "1", "--do_search"],
+    "load_best_model_at_end": ["--save_strategy", "no"],
+}
+REQUIRED_WITH = {  # what such a flag needs to be accepted at all
+    "length_config_from": ["--max_f1_drop", "1"],
+    "load_best_model_at_end": ["--save_strategy", "no"],
+}
+
+
+def idle_flags() -> list[tuple[str, str]]:
+    """Every flag of the table with a stage in which it does nothing."""
+    pairs = []
+    for needed, names in NEEDS.items():
+        if needed == ("length_config_from", "do_search"):
+            continue  # an error, not a warning
+        stages = ("do_search", "do_train", "do_predict", "do_eval")
+        stage = "do_train" if needed == ("length_adaptive",) else next(s for s in stages if s not in needed)
+        if needed == ("dataset_name",):
+            stage = None
+        pairs += [(name, stage) for name in names.split() if name != "length_adaptive" and stage]  # an error as well
+    return pairs
+
+
+@pytest.mark.parametrize(("name", "stage"), idle_flags())
+def test_a_flag_without_effect_in_the_chosen_stages_is_warned_about(name, stage, capsys):
+    action = build_parser()._option_string_actions[f"--{name}"]
+    value = [] if action.nargs == "?" else [EXAMPLE_VALUES.get(name, "1")]
+    parse_args([*BASE, f"--{stage}", f"--{name}", *value, *REQUIRED_WITH.get(name, [])])
+    warned = capsys.readouterr().err
+    assert re.search(rf"warning: .*--{name}\b.*has no effect without", warned), warned
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--eval_steps 5", "without --eval_strategy steps"),
+        ("--eval_strategy epoch --eval_steps 5", "without --eval_strategy steps"),
+        ("--eval_delay 5", "without --eval_strategy steps or --eval_strategy epoch"),
+        ("--metric_for_best_model f1", "without --eval_strategy steps or --eval_strategy epoch"),
+        ("--save_strategy epoch --save_steps 10", "without --save_strategy steps"),
+        ("--logging_strategy epoch --logging_steps 5", "without --logging_strategy steps"),
+        ("--length_column_name n", "without --train_sampling_strategy group_by_length"),
+        ("--hub_model_id me/it", "without --push_to_hub"),
+        ("--run_name first", "without --report_to"),
+        ("--max_steps 10 --num_train_epochs 2", "with --max_steps"),
+        ("--length_adaptive --torch_empty_cache_steps 2", "with --length_adaptive"),
+        ("--model_name_or_path . --model_revision v1", "on a local folder"),
+        ("--model_name_or_path . --dataset_name . --token secret", "on local folders"),
+    ],
+)
+def test_a_flag_that_another_one_idles_in_training_is_warned_about(flags, reason, capsys):
+    parse_args([*BASE, "--do_train", *flags.split()])
+    warned = capsys.readouterr().err
+    assert warned.count("has no effect") == 1 and f"has no effect {reason}" in warned, warned
+
+
+def test_flags_that_do_something_are_not_warned_about(capsys):
+    flags = "--eval_strategy steps --eval_steps 5 --save_steps 5 --max_steps 10 --token secret --push_to_hub"
+    flags += " --hub_model_id me/it --train_sampling_strategy group_by_length --length_column_name n"
+    parse_args([*BASE, "--do_train", *flags.split()])
+    assert "no effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "use_cache", "label_names"])
+def test_a_flag_that_means_nothing_here_is_warned_about(name, capsys):
+    action = build_parser()._option_string_actions[f"--{name}"]
+    parse_args([*BASE, "--do_train", f"--{name}", *([] if action.nargs == "?" else ["1"])])
+    assert f"--{name} has no effect in question answering" in capsys.readouterr().err
+
+
+def test_every_flag_in_the_tables_exists():
+    named = " ".join([TRAINING_ONLY, UNUSED, *NEEDS.values(), *OVERRIDDEN.values()]).split()
+    named += [flag.split()[0] for flags in (*NEEDS, OVERRIDDEN) for flag in flags]
+    known = build_parser()._option_string_actions
+    assert not [name for name in named if f"--{name}" not in known]
