@@ -8,7 +8,6 @@ hand, native_ops.cpp replaces them; it is compiled once and kept.
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -18,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils import cpp_extension
 
-from results_qa import processor
+from results_qa import cxx_compiler, processor
 
 logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("native_ops.cpp")
@@ -108,33 +107,40 @@ def _(x, residual, weight, bias, eps, shrink, scale, zero_point):
 @cache
 def load_fused_operators(cache_dir: Path) -> bool:
     """Put the C++ operators in the place of those in PyTorch, for the whole process; False (and said so) if it cannot be."""
-    compiler = next(filter(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]), None)
+    if torch._C._dispatch_has_kernel_for_dispatch_key("quala::attention", "CPU"):
+        return True  # loaded before, from another folder
     try:
-        torch.ops.load_library(str(_built(compiler, cache_dir)))
-    except (OSError, subprocess.CalledProcessError, NotImplementedError) as error:
-        logger.warning("the native engine's operators run in PyTorch, which is slower: %s", str(error).strip())
+        torch.ops.load_library(str(_built(cache_dir)))
+    except (OSError, RuntimeError) as error:
+        logger.warning("the native engine's operators run in PyTorch, which is slower: %s", error)
         return False
     return True
 
 
-def _built(compiler: str | None, cache_dir: Path) -> Path:
-    """The compiled library of this source, compiler flags, PyTorch and processor; compiled if it is not kept yet."""
+def _built(cache_dir: Path) -> Path:
+    """The library compiled from this source with this PyTorch for this processor; RuntimeError if it cannot be."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        raise NotImplementedError("the processor has no AVX-512")
+        raise RuntimeError("the processor has no AVX-512")
     facts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, processor()[0], *sorted(processor()[1])]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()
     library = cache_dir / f"native_ops-{key[:16]}.so"
-    if library.is_file():
-        return library
+    if not library.is_file():
+        _compile(library)
+    return library
+
+
+def _compile(library: Path) -> None:
+    compiler = cxx_compiler()
     if compiler is None:
-        raise NotImplementedError("there is no C++ compiler (apt-get install g++)")
+        raise RuntimeError("there is no C++ compiler (apt-get install g++)")
     logger.info("compiling the native operators to %s (half a minute, once)", library)
     library.parent.mkdir(parents=True, exist_ok=True)
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
-    with tempfile.TemporaryDirectory(dir=cache_dir) as folder:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder, library.name)
         command = [compiler, *FLAGS, *includes, str(SOURCE), *libraries, "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['?'])[0]}")
         os.replace(made, library)
-    return library

@@ -4,23 +4,16 @@ AOTInductor makes an engine of an exported graph: a file of machine code and pac
 needs no compiler.
 """
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
 from torch.export import Dim
 
 from int8_engine import CompiledModel, OpenLengths
-from results_qa import RunError
+from results_qa import RunError, cxx_compiler
 
 # Freezing packs the weights for the INT8 products; the number of threads is the caller's, not the compiling process's.
 INDUCTOR = {"freezing": True, "cpp.dynamic_threads": True}
-
-
-def cxx_compiler() -> str | None:
-    """The C++ compiler that Inductor would call; None if there is none."""
-    return next(filter(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]), None)
 
 
 class Pt2eModel(CompiledModel):

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -96,6 +97,11 @@ def instruction_set() -> str:
     flags = processor()[1]
     sets = {"amx": "amx_tile", "avx512_vnni": "avx512_vnni", "avx512": "avx512f", "avx2": "avx2"}
     return next((name for name, flag in sets.items() if flag in flags), "other")
+
+
+def cxx_compiler() -> str | None:
+    """The C++ compiler, the one that Inductor would call; None if there is none."""
+    return next(filter(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]), None)
 
 
 def git_state(folder: Path) -> dict:

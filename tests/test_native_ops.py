@@ -126,13 +126,14 @@ def test_the_operators_say_what_they_return_before_they_run(implementation):
 # ---- without C++ ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("missing, reason", [("compiler", "no C++ compiler"), ("AVX-512", "no AVX-512")])
+@pytest.mark.parametrize(
+    "missing, reason", [("compiler", "no C++ compiler"), ("headers", "false failed: ?"), ("AVX-512", "no AVX-512")]
+)
 def test_without_a_compiler_or_avx512_it_says_that_it_is_slower(missing, reason, tmp_path, monkeypatch, caplog):
-    if missing == "compiler":
-        monkeypatch.setattr(native_ops.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-        monkeypatch.setattr(native_ops.shutil, "which", lambda _: None)
-    else:
-        monkeypatch.setattr(native_ops.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    capability = "AVX2" if missing == "AVX-512" else "AVX512"
+    monkeypatch.setattr(native_ops.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: False)
+    monkeypatch.setattr(native_ops.torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(native_ops, "cxx_compiler", lambda: None if missing == "compiler" else "false")
     assert native_ops.load_fused_operators(tmp_path) is False
     assert native_ops.load_fused_operators(tmp_path) is False
     assert len(caplog.records) == 1 and reason in caplog.text and "slower" in caplog.text
