@@ -5,6 +5,7 @@ is taken out before the first layer and no row is computed for it; dropped token
 """
 
 import itertools
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from int8_engine import Int8Model, check_integer_products, executed_products
 from int8_modules import Int8Linear
 from native_ops import load_fused_operators
 from quantization import load_int8
-from results_qa import RunError
+from results_qa import RunError, instruction_set
 
+logger = logging.getLogger(__name__)
 ops = torch.ops.quala
-TOKENS = 1024  # as many go through the layers together: what a layer leaves for the next one stays in the cache
+TOKENS = 2048  # as many go through the layers together: what a layer leaves for the next one stays in the cache
 
 
 class NativeLinear(nn.Module):
@@ -126,7 +128,8 @@ class NativeModel(Int8Model):
             products = {
                 name: module.shape for name, module in self.named_modules() if isinstance(module, NativeLinear)
             }
-            check_integer_products(products, executed_products(lambda: self.logits(inputs, None)))
+            implementation = check_integer_products(products, executed_products(lambda: self.logits(inputs, None)))
+            logger.info("INT8 engine native, instruction set %s: %s", instruction_set(), implementation)
             self._proven = True
 
     @torch.no_grad()

@@ -50,6 +50,8 @@ OUR_MODULES = (
     "evaluate_qa",
     "evolution",
     "int8_engine",
+    "native_engine",
+    "native_ops",
     "quantize_qa",
     "search_qa",
     "utils_qa",

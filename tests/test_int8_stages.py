@@ -279,6 +279,29 @@ def test_one_engine_serves_every_batch_length_and_config(engine, rows, tokens, l
     assert (logits(compiled, batch, length_config) - expected).abs().median() < 1e-3 * expected.std()
 
 
+def test_what_is_not_int8_may_be_bf16(files, engine):
+    compiled, modules = engine
+    batch, half = (
+        random_batch(compiled.input_names, 4, 64, 90),
+        open_int8(compiled.folder, compiled.cache_dir, torch.bfloat16),
+    )
+    difference = logits(half, batch, (64, 64, 64)) - logits(modules, batch, (64, 64, 64))
+    assert 0 < difference.abs().median() < 0.1 * logits(modules, batch, (64, 64, 64)).std()
+    assert half.dtype == "int8 and bfloat16"
+
+
+def test_native_refuses_what_it_cannot_compute(engine, backend, tmp_path):
+    if backend is not NativeModel:
+        pytest.skip("about what only native does not do")
+    folder = shutil.copytree(engine[0].folder, tmp_path / "copy")
+    with pytest.raises(RunError, match="remove --bf16"):
+        open_int8(folder, autocast=torch.bfloat16)
+    recipe = read(folder / RECIPE_FILE)
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe | {"config": recipe["config"] | {"hidden_act": "relu"}}))
+    with pytest.raises(RunError, match="knows GELU, not relu"):
+        open_int8(folder)
+
+
 def test_a_reloaded_engine_is_bit_equal(engine):
     compiled, _ = engine
     batch = random_batch(compiled.input_names, 4, 64, 90)
