@@ -131,6 +131,11 @@ def describe(row: dict) -> str:
     return "full" if min(row["length_config"]) >= row["sequence_length"] else str(tuple(row["length_config"]))
 
 
+def machine(made_on: dict) -> str:
+    """The sentence above the table: what its numbers were made on."""
+    return "{cpu} ({instruction_set}), {threads} threads, torch {torch}, commit {git_commit!s:.12}".format(**made_on)
+
+
 def main() -> None:
     args = read_arguments()
     try:
@@ -138,8 +143,9 @@ def main() -> None:
         rows = [row for batch in batches for row in measure(contenders, batch)]
     except (OSError, ValueError) as error:  # RunError, DataError and LengthConfigError are of these
         sys.exit(f"error: {' '.join(str(error).split())}")
-    write_json(args.output_dir / "benchmark_results.json", {"environment": environment(), "rows": rows})
-    (args.output_dir / "benchmark_results.md").write_text(table(rows) + "\n", encoding="utf-8")
+    made_on = environment()
+    write_json(args.output_dir / "benchmark_results.json", {"environment": made_on, "rows": rows})
+    (args.output_dir / "benchmark_results.md").write_text(f"{machine(made_on)}\n\n{table(rows)}\n", encoding="utf-8")
     print(table(rows))
 
 
