@@ -173,6 +173,8 @@ def check_quantization(args: Arguments) -> None:
     for name in ("fp16", "bf16_full_eval", "fp16_full_eval"):
         require(not getattr(run, name), f"--{name} cannot be used with {flag}: the float parts can be --bf16.")
     require(not (quantization.tune and quantization.int8), "--tune makes what --int8 uses: give one of them.")
+    native_in_bf16 = quantization.quantization_backend == "native" and run.bf16
+    require(not native_in_bf16, "--quantization_backend native computes what is not INT8 in float32: remove --bf16.")
     if quantization.int8:
         require(not run.do_train, "--int8 cannot be trained: remove --do_train, or --tune a float model.")
         return

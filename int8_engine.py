@@ -26,7 +26,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from int8_modules import Int8Linear
 from length_drop import validate_length_config
 from quantization import load_int8, read_recipe, stored_config
-from results_qa import RunError, instruction_set, processor
+from results_qa import RunError, folder_in_cache, instruction_set, processor
 
 logger = logging.getLogger(__name__)
 ENGINE_VERSION = 2  # part of the cache key: raise it when the code here or in a backend makes other engines
@@ -223,16 +223,9 @@ class CompiledModel(Int8Model):
         """Compile an engine beside `path`, and put it there once it has run every linear layer in INT8."""
         self.require()
         logger.info("compiling the INT8 engine %s (a minute or more, once)", path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.TemporaryDirectory(dir=path.parent)
-        except OSError as error:
-            raise RunError(
-                f"--engine_cache_dir {path.parent} cannot be written to ({error.strerror}): name another."
-            ) from error
-        with folder, torch.no_grad(), warnings.catch_warnings():
+        with folder_in_cache(path.parent) as folder, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the compilers find in the libraries' own code
-            exported, made = OpenLengths(load_int8(self.folder), self.autocast).eval(), Path(folder.name, path.name)
+            exported, made = OpenLengths(load_int8(self.folder), self.autocast).eval(), Path(folder, path.name)
             self.compile(exported, example, made)
             engine, shapes = self.load(made, example), linear_shapes(exported.model)
             implementation = check_integer_products(shapes, executed_products(lambda: engine(*example)))

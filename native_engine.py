@@ -31,6 +31,13 @@ class NativeLinear(nn.Module):
     def __init__(self, *layers: Int8Linear):
         super().__init__()
         first, weight = layers[0], torch.cat([layer.weight for layer in layers])
+        if any(
+            (layer.input_scale, layer.input_zero_point) != (first.input_scale, first.input_zero_point)
+            for layer in layers
+        ):
+            raise RunError(
+                "query, key and value have ranges of their own, which the native backend cannot use: --tune again."
+            )
         self.shape = weight.shape[1], weight.shape[0]
         self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
         self.weight_scale = torch.cat([layer.weight_scale for layer in layers])

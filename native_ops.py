@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -17,16 +16,23 @@ import torch
 from torch.nn import functional as F
 from torch.utils import cpp_extension
 
-from results_qa import cxx_compiler, processor
+from results_qa import cxx_compiler, folder_in_cache, processor
 
 logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("native_ops.cpp")
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-march=native", "-DCPU_CAPABILITY=AVX512")
-FLAGS += ("-DCPU_CAPABILITY_AVX512",)
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+    "-march=native",
+    "-DCPU_CAPABILITY=AVX512",
+    "-DCPU_CAPABILITY_AVX512",
+]
 
-BYTES = (
-    "Tensor? shrink, float scale, int zero_point"  # how a row becomes bytes; scale 0: each row has a range of its own
-)
+# How a row becomes bytes; scale 0: each row has a range of its own.
+BYTES = "Tensor? shrink, float scale, int zero_point"
 LIBRARY = torch.library.Library("quala", "DEF")
 LIBRARY.define("attention(Tensor fused, Tensor offsets, int heads, bool with_significance) -> (Tensor, Tensor)")
 LIBRARY.define(f"quantize(Tensor x, {BYTES}) -> (Tensor, Tensor)")
@@ -134,10 +140,9 @@ def _compile(library: Path) -> None:
     if compiler is None:
         raise RuntimeError("there is no C++ compiler (apt-get install g++)")
     logger.info("compiling the native operators to %s (half a minute, once)", library)
-    library.parent.mkdir(parents=True, exist_ok=True)
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    with folder_in_cache(library.parent) as folder:
         made = Path(folder, library.name)
         command = [compiler, *FLAGS, *includes, str(SOURCE), *libraries, "-o", str(made)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)

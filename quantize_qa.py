@@ -130,7 +130,7 @@ def keep(args: Arguments, trial: Trial, tokenizer: PreTrainedTokenizerBase) -> i
     return size
 
 
-def prepare_engines(args: Arguments, full: tuple[int, ...]) -> None:
+def make_engines(args: Arguments, full: tuple[int, ...]) -> None:
     """Load the kept model again and make both engines, that for full length and that for the others."""
     model = open_int8(args, Path(args.run.output_dir))
     for lengths in (full, (1,) * len(full)):
@@ -152,7 +152,7 @@ def tune(args: Arguments, model: PreTrainedModel, tokenizer, train_features, que
     if args.quantization.sensitivity and batches:
         results["sensitivity"] = report_sensitivity(model, trial.model, batches)
     results["size_bytes"] = keep(args, trial, tokenizer)
-    prepare_engines(args, full)
+    make_engines(args, full)
     write_json(Path(args.run.output_dir, "quantize_results.json"), results | how_made(args))
     metrics = trial.metrics | {"eval_samples": len(questions.examples), "eval_features": len(questions.features)}
     metrics |= cost_facts(args, model.config, full, "eval_")

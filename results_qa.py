@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -102,6 +103,17 @@ def instruction_set() -> str:
 def cxx_compiler() -> str | None:
     """The C++ compiler, the one that Inductor would call; None if there is none."""
     return next(filter(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]), None)
+
+
+def folder_in_cache(cache_dir: Path) -> tempfile.TemporaryDirectory:
+    """A temporary folder where what is compiled is kept; RunError if nothing can be written there."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=cache_dir)
+    except OSError as error:
+        raise RunError(
+            f"--engine_cache_dir {cache_dir} cannot be written to ({error.strerror}): name another."
+        ) from error
 
 
 def git_state(folder: Path) -> dict:

@@ -58,11 +58,9 @@ def main() -> None:
     x, wide = torch.randn(rows * length, size), torch.randn(rows * length, 4 * size)
     fused, offsets = torch.randn(rows * length, 3 * size), torch.arange(0, rows * length + 1, length)
     separate = fused.view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    weight, config = (
-        torch.ones(size),
-        BertConfig(hidden_size=size, num_attention_heads=heads, intermediate_size=4 * size),
-    )
-    layer = BertLayer(BertConfig.from_dict(config.to_dict(), attn_implementation="sdpa")).eval()
+    weight = torch.ones(size)
+    shape = {"hidden_size": size, "num_attention_heads": heads, "intermediate_size": 4 * size}
+    layer = BertLayer(BertConfig(**shape, attn_implementation="sdpa")).eval()
     sizes = {
         "query_key_value": (size, 3 * size),
         "context": (size, size),

@@ -335,6 +335,8 @@ def test_every_flag_of_ours_is_used_outside_the_command_line():
         ("--tune --do_train --do_eval --do_search", "--do_search goes with --int8"),
         ("--tune --do_train --do_eval --length_config 9,8", "tune first"),
         ("--tune --do_train --do_eval --metric_name eval_exact", "eval_f1 or eval_exact_match"),
+        ("--int8 --do_eval --quantization_backend native --bf16", "remove --bf16"),
+        ("--tune --do_train --do_eval --quantization_backend abacus", "--quantization_backend"),
         ("--tune --do_train --do_eval --perf_tol -1", "--perf_tol must be at least 0"),
         ("--tune --do_train --do_eval --num_calibration_samples 0", "--num_calibration_samples must be at least 1"),
     ],

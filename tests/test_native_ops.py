@@ -7,8 +7,10 @@ import torch
 from torch.nn import functional as F
 
 import native_ops
+from int8_modules import Int8Linear
 from length_drop import attention_with_significance, select_tokens
-from native_engine import Packed, micro_batches
+from native_engine import NativeLinear, Packed, micro_batches
+from results_qa import RunError
 
 ops = torch.ops.quala
 
@@ -138,6 +140,21 @@ def test_without_a_compiler_or_avx512_it_says_that_it_is_slower(missing, reason,
     assert native_ops.load_fused_operators(tmp_path) is False
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(said) == 1 and reason in said[0] and "slower" in said[0]
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(native_ops.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: False)
+    monkeypatch.setattr(native_ops.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(native_ops, "cxx_compiler", lambda: "g++")
+    with pytest.raises(RunError, match="--engine_cache_dir .* cannot be written to"):
+        native_ops.load_fused_operators(tmp_path / "file")
+
+
+def test_query_key_and_value_with_different_ranges_are_refused():
+    layers = [Int8Linear.from_float(torch.nn.Linear(8, 8), (-limit, limit)) for limit in (1.0, 1.0, 2.0)]
+    with pytest.raises(RunError, match="ranges of their own"):
+        NativeLinear(*layers)
 
 
 # ---- packing -------------------------------------------------------------------------------------------------------
