@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from int8_engine import Int8Model, check_integer_products, executed_products
 from int8_modules import Int8Linear
 from native_ops import load_fused_operators
-from quantization import load_int8
+from quantization import has_vnni, load_int8
 from results_qa import RunError, instruction_set
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class NativeLayer(nn.Module):
         super().__init__()
         attention = layer.attention
         self.heads, self.following = heads, following
+        self.attend = ops.attention_int8 if has_vnni() else ops.attention
         self.fused = NativeLinear(attention.self.query, attention.self.key, attention.self.value)
         self.context, self.context_norm = NativeLinear(attention.output.dense), attention.output.LayerNorm
         self.up = NativeLinear(layer.intermediate.dense)
@@ -93,7 +94,7 @@ class NativeLayer(nn.Module):
 
     def forward(self, hidden, values, packed: Packed, length: int | None):
         fused = self.fused(*values)
-        context, significance = ops.attention(fused, packed.offsets, self.heads, length is not None)
+        context, significance = self.attend(fused, packed.offsets, self.heads, length is not None)
         if length is not None:
             rows, packed = packed.select(significance, length)
             hidden, context = hidden.index_select(0, rows), context.index_select(0, rows)

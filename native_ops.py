@@ -2,10 +2,11 @@
 
 They work on packed sequences: the real tokens of all sequences in one matrix (T, ...), without padding; `offsets` (B + 1)
 says where each begins.  Here they are in PyTorch, which says what they compute.  Where a C++ compiler and AVX-512 are at
-hand, native_ops.cpp replaces them; it is compiled once and kept.
+hand, those of csrc replace them; it is compiled once and kept.
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import subprocess
@@ -19,7 +20,7 @@ from torch.utils import cpp_extension
 from results_qa import cxx_compiler, folder_in_cache, processor
 
 logger = logging.getLogger(__name__)
-SOURCE = Path(__file__).with_name("native_ops.cpp")
+SOURCES = Path(__file__).with_name("csrc")
 FLAGS = [
     "-std=c++20",
     "-O3",
@@ -34,7 +35,8 @@ FLAGS = [
 # How a row becomes bytes; scale 0: each row has a range of its own.
 BYTES = "Tensor? shrink, float scale, int zero_point"
 LIBRARY = torch.library.Library("quala", "DEF")
-LIBRARY.define("attention(Tensor fused, Tensor offsets, int heads, bool with_significance) -> (Tensor, Tensor)")
+for _attention in ("attention", "attention_int8"):
+    LIBRARY.define(f"{_attention}(Tensor fused, Tensor offsets, int heads, bool with_significance) -> (Tensor, Tensor)")
 LIBRARY.define(f"quantize(Tensor x, {BYTES}) -> (Tensor, Tensor)")
 LIBRARY.define(f"gelu_quantize(Tensor x, {BYTES}) -> (Tensor, Tensor)")
 LIBRARY.define(
@@ -52,13 +54,50 @@ def attention(fused, offsets, heads, with_significance):
     Returns the context (T, H * D) and the significance (T): the probabilities that a token receives, summed over heads
     and queries; nothing of it if it is not wanted.
     """
-    contexts, votes = [], []
-    for begin, end in zip(offsets.tolist(), offsets.tolist()[1:]):
-        query, key, value = fused[begin:end].unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
-        probabilities = (query @ key.transpose(1, 2) * query.shape[2] ** -0.5).softmax(-1)
-        contexts.append((probabilities @ value).transpose(0, 1).flatten(1))
-        votes.append(probabilities.sum((0, 1)))
-    return torch.cat(contexts), torch.cat(votes) if with_significance else fused.new_empty(0)
+    return _attend(fused, offsets, heads, with_significance, _attend_in_float)
+
+
+def attention_int8(fused, offsets, heads, with_significance):
+    """`attention` with INT8 products.
+
+    Keys are unsigned bytes between the lowest and the highest value of their channel in the sequence (the lowest adds the
+    same to all scores of a query, which softmax does not notice); values are signed bytes with a scale a channel, queries
+    signed bytes with a scale a token, and probabilities 255ths of the largest one of their row.
+    """
+    return _attend(fused, offsets, heads, with_significance, _attend_in_int8)
+
+
+def _attend(fused, offsets, heads, with_significance, attend):
+    contexts, votes = [fused.new_empty(0, fused.shape[1] // 3)], [fused.new_empty(0)]
+    for begin, end in itertools.pairwise(offsets.tolist()):
+        if begin < end:
+            context, probabilities = attend(*fused[begin:end].unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3))
+            contexts.append(context.transpose(0, 1).flatten(1))
+            votes.append(probabilities.sum((0, 1)))
+    return torch.cat(contexts), torch.cat(votes) if with_significance else votes[0]
+
+
+def _attend_in_float(query, key, value):
+    probabilities = (query @ key.transpose(1, 2) * query.shape[2] ** -0.5).softmax(-1)
+    return probabilities @ value, probabilities
+
+
+def _attend_in_int8(query, key, value):
+    low, high = key.aminmax(dim=1, keepdim=True)
+    step = ((high - low) / 255).clamp(min=1e-20)
+    query, query_scale = _signed_bytes(query * step, dim=2)
+    value, value_scale = _signed_bytes(value, dim=1)
+    scores = (query @ ((key - low) / step).round().transpose(1, 2)) * query_scale * query.shape[2] ** -0.5
+    powers = (scores - scores.amax(2, keepdim=True)).exp() * 255
+    values = powers.round()
+    total = values.sum(2, keepdim=True)
+    return (values @ value) / total * value_scale, powers / total
+
+
+def _signed_bytes(x, dim):
+    """`x` as whole numbers in -127 ... 127, and the scales along `dim` that they are multiples of."""
+    scale = x.abs().amax(dim, keepdim=True).clamp(min=1e-20) / 127
+    return (x / scale).round(), scale
 
 
 def quantize(x, shrink, scale, zero_point):
@@ -81,7 +120,7 @@ def add_norm_quantize(x, residual, weight, bias, eps, shrink, scale, zero_point)
     return normed, *quantize(normed, shrink, scale, zero_point)
 
 
-for _operator in (attention, quantize, gelu_quantize, add_norm_quantize):
+for _operator in (attention, attention_int8, quantize, gelu_quantize, add_norm_quantize):
     LIBRARY.impl(_operator.__name__, _operator, "CompositeExplicitAutograd")  # a kernel of the compiled library wins
 
 
@@ -90,6 +129,7 @@ def _bytes_like(x: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tens
 
 
 @torch.library.register_fake("quala::attention")
+@torch.library.register_fake("quala::attention_int8")
 def _(fused, offsets, heads, with_significance):
     return fused.new_empty(fused.shape[0], fused.shape[1] // 3), fused.new_empty(
         fused.shape[0] if with_significance else 0
@@ -127,7 +167,8 @@ def _built(cache_dir: Path) -> Path:
     """The library compiled from this source with this PyTorch for this processor; RuntimeError if it cannot be."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         raise RuntimeError("the processor has no AVX-512")
-    facts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, processor()[0], *sorted(processor()[1])]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir())]
+    facts = [*sources, *FLAGS, torch.__version__, processor()[0], *sorted(processor()[1])]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()
     library = cache_dir / f"native_ops-{key[:16]}.so"
     if not library.is_file():
@@ -144,7 +185,7 @@ def _compile(library: Path) -> None:
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
     with folder_in_cache(library.parent) as folder:
         made = Path(folder, library.name)
-        command = [compiler, *FLAGS, *includes, str(SOURCE), *libraries, "-o", str(made)]
+        command = [compiler, *FLAGS, *includes, str(SOURCES / "native_ops.cpp"), *libraries, "-o", str(made)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['?'])[0]}")
