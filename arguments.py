@@ -104,6 +104,19 @@ class LengthAdaptiveArguments:
         default=None,
         metadata={"help": 'Tokens kept after each layer in --do_eval and --do_predict: "(315, 251, ...)" or JSON.'},
     )
+    length_ratios: str | None = field(
+        default=None,
+        metadata={
+            "help": 'The same as fractions of the real length of each passage with its question: "(0.82, 0.65, ...)".'
+        },
+    )
+    length_unit: Literal["tokens", "ratio"] = field(
+        default="tokens",
+        metadata={
+            "help": "What the length configs of --length_adaptive, --do_search and --measure_rate count: tokens, which short "
+            "passages hardly have too many of, or fractions of the real length (of --max_seq_length in what is printed)."
+        },
+    )
     length_config_from: str | None = field(
         default=None,
         metadata={

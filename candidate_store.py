@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from candidates import ORIGINS, Candidate, LengthConfig, SearchError, finite
-from length_drop import parse_length_config, validate_length_config
+from length_config import parse_length_config, validate_length_config
 
 logger = logging.getLogger(__name__)
 

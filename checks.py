@@ -10,8 +10,9 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from arguments import Arguments
-from length_drop import LengthConfigError, parse_length_config
+from length_config import LengthConfigError, parse_length_config, parse_length_ratios
 
+LENGTH_CONFIGS = ("length_config", "length_ratios", "length_config_from")
 BUDGETS = ("max_f1_drop", "target_macs", "target_macs_ratio")
 
 AT_LEAST = {
@@ -181,7 +182,7 @@ def check_quantization(args: Arguments) -> None:
     require(run.do_eval, "--tune compares INT8 with the float model on the validation questions: add --do_eval.")
     require(run.do_train or not args.calibrates, "--tune calibrates on training examples: add --do_train.")
     require(run.world_size == 1, "--tune runs in one process: start it without torchrun or accelerate launch.")
-    for name in ("length_adaptive", "measure_rate", "length_config", "length_config_from"):
+    for name in ("length_adaptive", "measure_rate", *LENGTH_CONFIGS):
         require(not getattr(args.length_adaptive, name), f"--tune and --{name} exclude each other: tune first.")
     for name, wanted in (("do_search", args.search.do_search), ("do_predict", run.do_predict)):
         require(not wanted, f"--tune and --{name} exclude each other: --{name} goes with --int8, in the next command.")
@@ -212,9 +213,7 @@ def check_data(args: Arguments) -> None:
 
 def check_length_config(args: Arguments) -> None:
     adaptive = args.length_adaptive
-    sources = [
-        f"--{name}" for name in ("length_config", "length_config_from", "measure_rate") if getattr(adaptive, name)
-    ]
+    sources = [f"--{name}" for name in (*LENGTH_CONFIGS, "measure_rate") if getattr(adaptive, name)]
     require(len(sources) <= 1, f"{' and '.join(sources)} exclude each other: give one.")
     given = [f"--{name}" for name in BUDGETS if getattr(adaptive, name) is not None]
     require(len(given) <= 1, f"{' and '.join(given)} exclude each other: give exactly one.")
@@ -226,11 +225,13 @@ def check_length_config(args: Arguments) -> None:
         not given or adaptive.length_config_from or args.search.do_search,
         f"{' '.join(given)} chooses from a search: add --length_config_from FOLDER or --do_search.",
     )
-    if adaptive.length_config:
-        try:
+    try:
+        if adaptive.length_config:
             parse_length_config(adaptive.length_config, None, args.data.max_seq_length)
-        except LengthConfigError as error:
-            raise ValueError(f"--length_config: {error}") from None
+        if adaptive.length_ratios:
+            parse_length_ratios(adaptive.length_ratios, None)
+    except LengthConfigError as error:
+        raise ValueError(f"{sources[0]}: {error}") from None
     if adaptive.measure_rate:
         parse_rates(adaptive.measure_rate)
 

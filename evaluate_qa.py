@@ -1,6 +1,7 @@
 """The stages that answer questions: evaluation, latency, the curve of constant ratios, prediction."""
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -11,11 +12,14 @@ from candidates import SearchError
 from checks import parse_rates
 from features_qa import make_collator
 from int8_engine import Int8Model
-from length_drop import (
+from length_config import (
     LengthConfigError,
     constant_ratio_config,
     count_macs,
+    in_unit,
+    is_fractional,
     parse_length_config,
+    parse_length_ratios,
     validate_length_config,
 )
 from loading import QuestionSet
@@ -41,17 +45,29 @@ def cost_facts(args: Arguments, config, length_config: tuple[int, ...], prefix: 
     return {prefix + name: value for name, value in zip(names, (list(length_config), macs, round(macs / full, 4)))}
 
 
+def mean_cost_facts(config, length_config: tuple[float, ...], lengths: list[int]) -> dict:
+    """Multiply-accumulates on windows of these real `lengths`, on average."""
+    totals = [
+        sum(count_macs(config, kept, length) * windows for length, windows in Counter(lengths).items())
+        for kept in (length_config, None)
+    ]
+    return {"eval_mean_macs": totals[0] // len(lengths), "eval_mean_macs_ratio": round(totals[0] / totals[1], 4)}
+
+
 def asked_length_config(args: Arguments, config) -> tuple[int, ...] | None:
     """The length config that the command line gives or has chosen from a search; None if it asks for none."""
     adaptive, layers, length = args.length_adaptive, config.num_hidden_layers, args.data.max_seq_length
-    flag = "--length_config" if adaptive.length_config else f"--length_config_from {adaptive.length_config_from}"
+    flag = next((f for f in ("length_config", "length_ratios", "length_config_from") if getattr(adaptive, f)), None)
     try:
         if adaptive.length_config:
             return parse_length_config(adaptive.length_config, layers, length)
+        if adaptive.length_ratios:
+            return parse_length_ratios(adaptive.length_ratios, layers)
         if adaptive.length_config_from:
-            return validate_length_config(choose_from(args).length_config, layers, length)
+            return validate_length_config(choose_from(args), layers, length)
     except (LengthConfigError, SearchError) as error:
-        raise RunError(f"{flag}: {error}") from error
+        source = f" {adaptive.length_config_from}" if flag == "length_config_from" else ""
+        raise RunError(f"--{flag}{source}: {error}") from error
     return None
 
 
@@ -61,7 +77,7 @@ def default_length_config(args: Arguments, config) -> tuple[int, ...]:
     if not stored:
         return full_config(args, config)
     logger.info("using the length config stored in the model: %s", tuple(stored))
-    if config.length_config_max_length != args.data.max_seq_length:
+    if config.length_config_max_length != args.data.max_seq_length and not is_fractional(stored):
         made_for = config.length_config_max_length
         logger.warning("it was made for --max_seq_length %d, not %d", made_for, args.data.max_seq_length)
     return tuple(stored)
@@ -91,6 +107,7 @@ def evaluate(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Ques
     answers, metrics = trainer.answer(questions, length_config, "eval")
     metrics |= {"eval_samples": len(questions.examples), "eval_features": len(questions.features)}
     metrics |= cost_facts(args, trainer.model.config, length_config, "eval_")
+    metrics |= mean_cost_facts(trainer.model.config, length_config, questions.features["length"][:])
     if args.run.accuracy_only:
         metrics = without_timing(metrics)
     if args.run.benchmark and trainer.is_world_process_zero():
@@ -124,6 +141,7 @@ def measure_rates(trainer: QuestionAnsweringTrainer, args: Arguments, questions:
     config, rows = trainer.model.config, []
     for rate in parse_rates(args.length_adaptive.measure_rate):
         length_config = constant_ratio_config(rate, config.num_hidden_layers, args.data.max_seq_length)
+        length_config = in_unit(args.length_adaptive.length_unit, length_config, args.data.max_seq_length)
         _, metrics = trainer.answer(questions, length_config, "eval")
         metrics = without_timing(metrics) if args.run.accuracy_only else metrics
         rows.append({"rate": rate, **cost_facts(args, config, length_config), **metrics})

@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from candidate_store import CandidateStore
 from candidates import Candidate, LengthConfig, SearchError, finite, hypervolume, pareto_frontier
-from length_drop import MIN_LENGTH, constant_ratio_config
+from length_config import MIN_LENGTH, constant_ratio_config
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,8 @@ NEEDS = {
     ("do_train", "do_search", "tune"): "full_determinism overwrite_output_dir seed",
     ("do_eval", "do_search"): "max_eval_samples validation_file",
     ("do_predict",): "max_predict_samples test_file",
-    ("do_eval", "do_predict"): "length_config length_config_from",
+    ("do_eval", "do_predict"): "length_config length_ratios length_config_from",
+    ("length_adaptive", "do_search", "measure_rate"): "length_unit",
     ("do_eval", "do_search", "do_predict"): "eval_accumulation_steps max_answer_length n_best_size "
     "null_score_diff_threshold per_device_eval_batch_size version_2_with_negative",
     ("search_samples",): "search_rescore",

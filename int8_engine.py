@@ -24,7 +24,7 @@ from torch import nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from int8_modules import Int8Linear
-from length_drop import validate_length_config
+from length_config import is_fractional, validate_length_config
 from quantization import load_int8, read_recipe, stored_config
 from results_qa import RunError, folder_in_cache, instruction_set, processor
 
@@ -160,7 +160,7 @@ class Int8Model(nn.Module, ABC):
     def drops(self, length_config: tuple[int, ...] | None) -> bool:
         """Whether any token is dropped from sequences of the length that the model was calibrated for."""
         lengths = length_config or getattr(self.config, "length_config", None)
-        return lengths is not None and min(lengths) < self.recipe["max_seq_length"]
+        return lengths is not None and min(lengths) < (1 if is_fractional(lengths) else self.recipe["max_seq_length"])
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, length_config=None):
         """Start and end logits (B, S), float32; `length_config` None means the stored one, or else full length."""
@@ -207,6 +207,11 @@ class CompiledModel(Int8Model):
         return self.cache_dir / key[:16] / (("any_length_config" if adaptive else "full_length") + self.suffix)
 
     def prepare(self, length_config: tuple[int, ...] | None) -> None:
+        if length_config and is_fractional(length_config):
+            raise RunError(
+                f"the backend {self.backend} knows length configs in tokens, not in fractions of the real length: --tune with "
+                "--quantization_backend native for those."
+            )
         adaptive = self.drops(length_config)
         if adaptive in self._engines:
             return

@@ -1,136 +1,15 @@
-"""LengthDrop: length configs, their cost, and the encoder parts that drop tokens and restore them at the end.
+"""LengthDrop: the encoder parts that drop tokens and restore them at the end.
 
-A length config (l_1 ... l_L) is a non-increasing tuple: after the attention block of layer i only the l_i most
-significant tokens go on to its feed-forward block and to the next layer (Kim & Cho, "Length-Adaptive Transformer",
-ACL 2021, https://aclanthology.org/2021.acl-long.508).  Nothing here remembers a call: a config is an argument.
+With a length config (l_1 ... l_L), after the attention block of layer i only the l_i most significant tokens go on to its
+feed-forward block and to the next layer (Kim & Cho, "Length-Adaptive Transformer", ACL 2021,
+https://aclanthology.org/2021.acl-long.508).  Nothing here remembers a call: a config is an argument.
 """
-
-import itertools
-import math
-import random
-import re
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-MIN_LENGTH = 2  # a sampled config keeps at least two tokens, as the published recipe does
-LENGTH_CONFIG_TEXT = re.compile(r"\s*(?:\(([^()\[\]]*)\)|\[([^()\[\]]*)\]|([^()\[\]]*))\s*")
-
-
-class LengthConfigError(ValueError):
-    """A length config that does not fit the model or the sequence length."""
-
-
-# ---- length configs ------------------------------------------------------------------------------------------------
-
-
-def parse_length_config(text: str, num_layers: int | None, max_length: int) -> tuple[int, ...]:
-    """Read "(315, 251, 242, 159, 142, 33)" or "[315, 251, ...]": one length a layer, in tokens.
-
-    Raises LengthConfigError when the text is no list of integers or does not fit `num_layers` (None: not known yet)
-    and `max_length`.
-    """
-    match = LENGTH_CONFIG_TEXT.fullmatch(text)
-    items = next((group for group in match.groups() if group is not None), "").split(",") if match else []
-    if items and not items[-1].strip():
-        items.pop()  # the trailing comma of a one-element tuple
-    if not items or not all(re.fullmatch(r"\s*\d{1,9}\s*", item, re.ASCII) for item in items):
-        raise LengthConfigError(f'{text!r} is no length config: write one integer a layer, like "(384, 300, ...)".')
-    return validate_length_config([int(item) for item in items], num_layers, max_length)
-
-
-def validate_length_config(lengths: Sequence[int], num_layers: int | None, max_length: int | None) -> tuple[int, ...]:
-    """Return `lengths` as a tuple if it holds `num_layers` non-increasing integers within 1 ... `max_length`."""
-    lengths = tuple(lengths)
-    if num_layers is not None and len(lengths) != num_layers:
-        raise LengthConfigError(f"length config {lengths} has {len(lengths)} entries, the model {num_layers} layers.")
-    if any(isinstance(length, torch.SymInt | torch.Tensor) for length in lengths):  # open, while a graph is made
-        return lengths
-    if not all(isinstance(length, int) and not isinstance(length, bool) and length >= 1 for length in lengths):
-        raise LengthConfigError(f"length config {lengths} must hold integers of at least 1.")
-    if any(later > earlier for earlier, later in itertools.pairwise(lengths)):
-        raise LengthConfigError(f"length config {lengths} must not increase from layer to layer.")
-    if max_length is not None and lengths[0] > max_length:
-        raise LengthConfigError(f"length config {lengths} exceeds the sequence length of {max_length} tokens.")
-    return lengths
-
-
-def check_stored_length_config(config) -> None:
-    """Raise LengthConfigError unless the `length_config` that a model configuration carries fits that model."""
-    lengths, max_length = getattr(config, "length_config", None), getattr(config, "length_config_max_length", None)
-    if lengths is None:
-        return
-    if not isinstance(max_length, int) or not 1 <= max_length <= config.max_position_embeddings:
-        raise LengthConfigError(
-            "config.json has a length_config but no usable length_config_max_length (the sequence length in tokens it "
-            f"was made for, at most {config.max_position_embeddings}): {max_length!r}."
-        )
-    if not isinstance(lengths, (list, tuple)):
-        raise LengthConfigError(f"length_config in config.json must be a list of integers, not {lengths!r}.")
-    validate_length_config(lengths, config.num_hidden_layers, max_length)
-
-
-def _shrink(length: int, ratio: float) -> int:
-    """ceil(length * (1 - ratio)), at least MIN_LENGTH; written so that 10 tokens at 0.7 give 3 in floating point."""
-    return max(MIN_LENGTH, length - math.floor(round(length * ratio, 6)))
-
-
-def constant_ratio_config(
-    ratio: float, num_layers: int, max_length: int, layer_config: Sequence[int] | None = None
-) -> tuple[int, ...]:
-    """Drop the fraction `ratio` of the current tokens at every layer (every kept one, if `layer_config` is given)."""
-    lengths, length = [], max_length
-    for layer in range(num_layers):
-        if layer_config is None or layer in layer_config:
-            length = _shrink(length, ratio)
-        lengths.append(length)
-    return tuple(lengths)
-
-
-def sample_length_config(
-    rng: random.Random, num_layers: int, max_length: int, bound: float, layer_config: Sequence[int] | None = None
-) -> tuple[int, ...]:
-    """Draw l_i uniformly from [ceil(l_{i-1} (1 - bound)), l_{i-1}]; a layer outside `layer_config` repeats l_{i-1}."""
-    lengths, length = [], max_length
-    for layer in range(num_layers):
-        if layer_config is None or layer in layer_config:
-            length = rng.randint(_shrink(length, bound), max(length, MIN_LENGTH))
-        lengths.append(length)
-    return tuple(lengths)
-
-
-def sample_layer_config(
-    rng: random.Random, num_layers: int, prob: float | None = None, bound: int | None = None
-) -> tuple[int, ...]:
-    """Draw the indices of the layers that LayerDrop keeps; never none of them.
-
-    With `prob` each layer is dropped independently with that probability; else with `bound` the last UniformInt{0 ...
-    bound} layers are dropped; with neither all are kept.
-    """
-    if prob is not None:
-        kept = tuple(layer for layer in range(num_layers) if rng.random() >= prob)
-        return kept or (rng.randrange(num_layers),)
-    return tuple(range(max(1, num_layers - rng.randint(0, bound or 0))))
-
-
-def count_macs(config, length_config: Sequence[int] | None = None, sequence_length: int = 384) -> int:
-    """Multiply-accumulates of one forward pass of the question-answering model on `sequence_length` real tokens.
-
-    With l_0 = S, hidden size d and feed-forward size f:
-        sum_i [4 l_{i-1} d^2 + 2 l_{i-1}^2 d + 2 l_i d f] + 2 S d + S d + sum_i (l_{i-1} + l_i) d + S,
-    the convention of the published figures ("FLOPs" there): what torchprofile counts of linear layers, attention
-    products, LayerNorm elements and the mask, while softmax, GELU and the selection of tokens count nothing.
-    """
-    hidden, feed_forward, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    lengths = [min(length, sequence_length) for length in length_config or (sequence_length,) * layers]
-    macs = 3 * sequence_length * hidden + sequence_length
-    for before, after in zip([sequence_length, *lengths], lengths):
-        macs += 4 * before * hidden**2 + 2 * before**2 * hidden + 2 * after * hidden * feed_forward
-        macs += (before + after) * hidden
-    return macs
-
+from length_config import check_stored_length_config, is_fractional, kept_tokens, validate_length_config
 
 # ---- token selection -----------------------------------------------------------------------------------------------
 
@@ -169,17 +48,24 @@ def attention_with_significance(
     return context.transpose(1, 2), votes.float().sum((1, 2))
 
 
-def select_tokens(significance: torch.Tensor, real: torch.Tensor | None, length: int) -> torch.Tensor:
-    """Indices (B, length), ascending, of the most significant tokens.
+def select_tokens(
+    significance: torch.Tensor, real: torch.Tensor | None, length: int | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Indices (B, l), ascending, of the `length` most significant tokens, and which of them go on (B, l).
 
-    [CLS] (the first real token) is always among them, and padding only where a row has fewer real tokens.
+    [CLS] (the first real token) is always among them, and padding only where a row has fewer real tokens. With one
+    length for all rows all go on (None); with a tensor of lengths (B) l is the largest one.
     """
     if real is None:
         significance = significance.index_fill(1, significance.new_zeros(1, dtype=torch.long), torch.inf)
     else:
         first = real.to(torch.uint8).argmax(1, keepdim=True)
         significance = significance.masked_fill(~real, -torch.inf).scatter(1, first, torch.inf)
-    return significance.topk(length, dim=1).indices.sort(1).values
+    if not isinstance(length, torch.Tensor):
+        return significance.topk(length, dim=1).indices.sort(1).values, None
+    ranked = significance.topk(int(length.max()), dim=1).indices
+    kept, order = ranked.sort(1)
+    return kept, order < length[:, None]
 
 
 def gather_tokens(hidden_states: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -187,11 +73,42 @@ def gather_tokens(hidden_states: torch.Tensor, kept: torch.Tensor) -> torch.Tens
     return hidden_states.gather(1, kept[:, :, None].expand(-1, -1, hidden_states.shape[2]))
 
 
-def restore_tokens(buffer: torch.Tensor, hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-    """Write `hidden_states` (B, l, D) over `buffer` (B, S, D) at `positions` (B, l); None means every position."""
+def restore_tokens(
+    buffer: torch.Tensor,
+    hidden_states: torch.Tensor,
+    positions: torch.Tensor | None,
+    alive: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Write `hidden_states` (B, l, D) over `buffer` (B, S, D) at `positions` (B, l), where `alive` (B, l).
+
+    None means every position, and all of them.
+    """
     if positions is None:
         return hidden_states
+    if alive is not None:
+        hidden_states = torch.where(alive[:, :, None], hidden_states, gather_tokens(buffer, positions))
     return buffer.scatter(1, positions[:, :, None].expand_as(hidden_states), hidden_states.to(buffer.dtype))
+
+
+def rows_to_keep(length: float, real: torch.Tensor | None, hidden_states: torch.Tensor) -> int | torch.Tensor:
+    """What an entry of a length config keeps of sequences: tokens, or of fractions a number a row (B)."""
+    if not isinstance(length, float):
+        return length
+    batch, size, _ = hidden_states.shape
+    counts = [size] * batch if real is None else real.sum(1).tolist()
+    return torch.tensor([kept_tokens(length, count) for count in counts], device=hidden_states.device)
+
+
+def mask_of_kept(
+    attention_mask: torch.Tensor | None, kept: torch.Tensor, alive: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The mask (B, 1, 1, l) of the tokens `kept`: what does not go on is padding from now on."""
+    if attention_mask is None:
+        return None
+    mask = attention_mask[:, :, :1].gather(3, kept[:, None, None])
+    if alive is None:
+        return mask
+    return mask.masked_fill(~alive[:, None, None], False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
 # ---- encoder parts that BERT and RoBERTa share ---------------------------------------------------------------------
@@ -220,14 +137,17 @@ class LengthAdaptiveSelfAttention:
 
 
 class LengthAdaptiveLayer:
-    """Modifications: with `keep_length` only that many tokens reach the feed-forward block; returns (hidden, kept)."""
+    """Modifications: with `keep_length` only that many tokens reach the feed-forward block.
+
+    Returns the hidden states with what `select_tokens` says of them.
+    """
 
     def forward(self, hidden_states, attention_mask=None, *args, keep_length=None, **kwargs):
         if keep_length is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         attention_output, significance = self.attention(hidden_states, attention_mask, with_significance=True)
-        kept = select_tokens(significance, real_tokens(attention_mask), keep_length)
-        return self.feed_forward_chunk(gather_tokens(attention_output, kept)), kept
+        kept, alive = select_tokens(significance, real_tokens(attention_mask), keep_length)
+        return self.feed_forward_chunk(gather_tokens(attention_output, kept)), kept, alive
 
 
 class LengthAdaptiveEncoder:
@@ -235,7 +155,7 @@ class LengthAdaptiveEncoder:
 
     The default `length_config` is the one stored in the model's configuration. A dropped token's final hidden state
     is the output of the last layer it survived (Drop-and-Restore, section 3.3 of the paper). A batch shorter than l_i
-    keeps all its tokens.
+    keeps all its tokens; fractions are of the real tokens of each row.
     """
 
     def forward(
@@ -254,21 +174,26 @@ class LengthAdaptiveEncoder:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         lengths = length_config or (hidden_states.shape[1],) * len(self.layer)
         lengths = validate_length_config(lengths, len(self.layer), max_length=None)
-        restored, positions = hidden_states, None  # positions (B, l): where the kept tokens stand in the input
+        real, previous = real_tokens(attention_mask), 1.0 if is_fractional(lengths) else hidden_states.shape[1]
+        restored, positions, alive = (
+            hidden_states,
+            None,
+            None,
+        )  # positions (B, l): where the kept tokens stand in the input
         for index, (layer, length) in enumerate(zip(self.layer, lengths)):
             if layer_config is not None and index not in layer_config:
                 continue
             # An exported or traced graph selects always: it is made before the lengths are known.
-            if isinstance(length, int) and length >= hidden_states.shape[1]:
+            if isinstance(length, int | float) and length >= previous:
                 hidden_states = layer(hidden_states, attention_mask)
                 continue
-            restored = restore_tokens(restored, hidden_states, positions)
-            hidden_states, kept = layer(hidden_states, attention_mask, keep_length=length)
+            restored, previous = restore_tokens(restored, hidden_states, positions, alive), length
+            keep = rows_to_keep(length, real, restored)
+            hidden_states, kept, alive = layer(hidden_states, attention_mask, keep_length=keep)
             positions = kept if positions is None else positions.gather(1, kept)
-            if attention_mask is not None:
-                attention_mask = attention_mask[:, :, :1].gather(3, kept[:, None, None])
+            attention_mask = mask_of_kept(attention_mask, kept, alive)
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=restore_tokens(restored, hidden_states, positions)
+            last_hidden_state=restore_tokens(restored, hidden_states, positions, alive)
         )
 
 

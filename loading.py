@@ -288,5 +288,6 @@ def make_trainer(
         layer_dropout_bound=adaptive.layer_dropout_bound,
         kl_direction=adaptive.kl_direction,
         kl_temperature=adaptive.kl_temperature,
+        length_unit=adaptive.length_unit,
     )
     return LengthDropTrainer(**common, length_drop=settings)

@@ -3,12 +3,7 @@
 from torch import nn
 from transformers.models.bert import modeling_bert
 
-from length_drop import (
-    LengthAdaptiveEncoder,
-    LengthAdaptiveLayer,
-    LengthAdaptiveModel,
-    LengthAdaptiveSelfAttention,
-)
+from length_drop import LengthAdaptiveEncoder, LengthAdaptiveLayer, LengthAdaptiveModel, LengthAdaptiveSelfAttention
 
 
 class LABertSelfAttention(LengthAdaptiveSelfAttention, modeling_bert.BertSelfAttention):

@@ -3,12 +3,7 @@
 from torch import nn
 from transformers.models.roberta import modeling_roberta
 
-from length_drop import (
-    LengthAdaptiveEncoder,
-    LengthAdaptiveLayer,
-    LengthAdaptiveModel,
-    LengthAdaptiveSelfAttention,
-)
+from length_drop import LengthAdaptiveEncoder, LengthAdaptiveLayer, LengthAdaptiveModel, LengthAdaptiveSelfAttention
 
 
 class LARobertaSelfAttention(LengthAdaptiveSelfAttention, modeling_roberta.RobertaSelfAttention):

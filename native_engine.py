@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from int8_engine import Int8Model, check_integer_products, executed_products
 from int8_modules import Int8Linear
+from length_config import kept_tokens
 from native_ops import load_fused_operators
 from quantization import has_vnni, load_int8
 from results_qa import RunError, instruction_set
@@ -63,20 +64,20 @@ class Packed:
     offsets: torch.Tensor
     positions: torch.Tensor
 
-    def select(self, significance: torch.Tensor, length: int) -> tuple[torch.Tensor, "Packed"]:
-        """The rows (T') of the `length` most significant tokens of each sequence, in order, and what they are packed as.
+    def select(self, significance: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, "Packed"]:
+        """The rows (T') of the `kept` (B) most significant tokens of each sequence, in order, and what they are packed as.
 
         The first token, [CLS], is always among them; a shorter sequence keeps all its tokens.
         """
         lengths = self.offsets.diff()
-        column = torch.arange(int(lengths.max()))
+        kept, column = torch.minimum(kept, lengths), torch.arange(int(lengths.max()))
         scores = significance.new_full((len(lengths), len(column)), -math.inf)
         scores[column < lengths[:, None]] = significance
         scores[:, 0] = math.inf
-        chosen = scores.topk(length, dim=1).indices.sort(1).values
-        rows = (chosen + self.offsets[:-1, None])[chosen < lengths[:, None]]
-        offsets = F.pad(lengths.clamp(max=length).cumsum(0), (1, 0))
-        return rows, Packed(offsets, self.positions[rows])
+        ranked = scores.topk(int(kept.max()), dim=1).indices
+        chosen = ranked.masked_fill(column[: ranked.shape[1]] >= kept[:, None], len(column)).sort(1).values
+        rows = (chosen + self.offsets[:-1, None])[chosen < len(column)]
+        return rows, Packed(F.pad(kept.cumsum(0), (1, 0)), self.positions[rows])
 
 
 class NativeLayer(nn.Module):
@@ -92,11 +93,11 @@ class NativeLayer(nn.Module):
         self.up = NativeLinear(layer.intermediate.dense)
         self.down, self.norm = NativeLinear(layer.output.dense), layer.output.LayerNorm
 
-    def forward(self, hidden, values, packed: Packed, length: int | None):
+    def forward(self, hidden, values, packed: Packed, kept: torch.Tensor | None):
         fused = self.fused(*values)
-        context, significance = self.attend(fused, packed.offsets, self.heads, length is not None)
-        if length is not None:
-            rows, packed = packed.select(significance, length)
+        context, significance = self.attend(fused, packed.offsets, self.heads, kept is not None)
+        if kept is not None:
+            rows, packed = packed.select(significance, kept)
             hidden, context = hidden.index_select(0, rows), context.index_select(0, rows)
         output = self.context(*ops.quantize(context, *self.context.range))
         hidden, *values = add_norm(output, hidden, self.context_norm, self.up)
@@ -165,17 +166,18 @@ class NativeModel(Int8Model):
 
         A token that is dropped answers with the output of the last layer it survived.
         """
-        offsets, positions = F.pad(real.sum(1).cumsum(0), (1, 0)), real.flatten().nonzero().squeeze(1)
+        counts, positions = real.sum(1), real.flatten().nonzero().squeeze(1)
         if not len(positions):
             return
-        packed, hidden = Packed(offsets, positions), self.embed(inputs, real)
-        values, longest = ops.quantize(hidden, *self.layers[0].fused.range), int(real.sum(1).max())
-        for layer, length in zip(self.layers, length_config or itertools.repeat(longest)):
-            drops = length < longest
+        packed, hidden = Packed(F.pad(counts.cumsum(0), (1, 0)), positions), self.embed(inputs, real)
+        values, left = ops.quantize(hidden, *self.layers[0].fused.range), counts
+        for layer, length in zip(self.layers, length_config or itertools.repeat(None)):
+            kept = counts if length is None else torch.tensor([kept_tokens(length, n) for n in counts.tolist()])
+            drops = bool((kept < left).any())
             if drops:
                 result[packed.positions] = self.head(*ops.quantize(hidden, *self.head.range))
-            hidden, values, packed = layer(hidden, values, packed, length if drops else None)
-            longest = min(longest, length)
+            hidden, values, packed = layer(hidden, values, packed, kept if drops else None)
+            left = torch.minimum(left, kept)
         result[packed.positions] = self.head(*values)
 
 

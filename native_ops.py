@@ -36,7 +36,9 @@ FLAGS = [
 BYTES = "Tensor? shrink, float scale, int zero_point"
 LIBRARY = torch.library.Library("quala", "DEF")
 for _attention in ("attention", "attention_int8"):
-    LIBRARY.define(f"{_attention}(Tensor fused, Tensor offsets, int heads, bool with_significance) -> (Tensor, Tensor)")
+    LIBRARY.define(
+        f"{_attention}(Tensor fused, Tensor offsets, int heads, bool with_significance) -> (Tensor, Tensor)"
+    )
 LIBRARY.define(f"quantize(Tensor x, {BYTES}) -> (Tensor, Tensor)")
 LIBRARY.define(f"gelu_quantize(Tensor x, {BYTES}) -> (Tensor, Tensor)")
 LIBRARY.define(
@@ -58,11 +60,11 @@ def attention(fused, offsets, heads, with_significance):
 
 
 def attention_int8(fused, offsets, heads, with_significance):
-    """`attention` with INT8 products.
+    """`attention` with integer products.
 
     Keys are unsigned bytes between the lowest and the highest value of their channel in the sequence (the lowest adds the
-    same to all scores of a query, which softmax does not notice); values are signed bytes with a scale a channel, queries
-    signed bytes with a scale a token, and probabilities 255ths of the largest one of their row.
+    same to all scores of a query, which softmax does not notice) and queries signed bytes with a scale a token. Products of
+    probabilities and values are of 16 bits: 4095ths of the largest one of their row, and 1023rds of that of their channel.
     """
     return _attend(fused, offsets, heads, with_significance, _attend_in_int8)
 
@@ -85,19 +87,19 @@ def _attend_in_float(query, key, value):
 def _attend_in_int8(query, key, value):
     low, high = key.aminmax(dim=1, keepdim=True)
     step = ((high - low) / 255).clamp(min=1e-20)
-    query, query_scale = _signed_bytes(query * step, dim=2)
-    value, value_scale = _signed_bytes(value, dim=1)
+    query, query_scale = _whole(query * step, 2, 127)
+    value, value_scale = _whole(value, 1, min(1023, (2**31 - 1) // 4095 // value.shape[1]))  # sums fit 32 bits
     scores = (query @ ((key - low) / step).round().transpose(1, 2)) * query_scale * query.shape[2] ** -0.5
-    powers = (scores - scores.amax(2, keepdim=True)).exp() * 255
-    values = powers.round()
-    total = values.sum(2, keepdim=True)
-    return (values @ value) / total * value_scale, powers / total
+    powers = (scores - scores.amax(2, keepdim=True)).exp() * 4095
+    rounded = powers.round()
+    total = rounded.sum(2, keepdim=True)
+    return (rounded @ value) / total * value_scale, powers / total
 
 
-def _signed_bytes(x, dim):
-    """`x` as whole numbers in -127 ... 127, and the scales along `dim` that they are multiples of."""
-    scale = x.abs().amax(dim, keepdim=True).clamp(min=1e-20) / 127
-    return (x / scale).round(), scale
+def _whole(x, dim, levels):
+    """`x` as whole numbers from -levels to levels, and the steps along `dim` that they are multiples of."""
+    step = x.abs().amax(dim, keepdim=True).clamp(min=1e-20) / levels
+    return (x / step).round(), step
 
 
 def quantize(x, shrink, scale, zero_point):

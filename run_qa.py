@@ -29,7 +29,7 @@ from candidates import SearchError
 from command_line import parse_args
 from data_qa import DataError
 from evaluate_qa import asked_length_config, evaluate, measure_rates, predict, prepare_engines
-from length_drop import LengthConfigError
+from length_config import LengthConfigError, in_unit
 from loading import QuestionSet, load_data, load_model, make_trainer
 from model_card import write_model_card
 from output_folder import begin_output_dir, forget_scores, last_checkpoint, prepare_output_dir, trainer_state
@@ -104,8 +104,8 @@ def search_length_configs(trainer: QuestionAnsweringTrainer, args: Arguments, qu
     """Search, and leave the model with the frontier in its configuration (and the chosen config as its default)."""
     results, config = search(trainer, args, questions), trainer.model.config
     config.length_config_max_length = args.data.max_seq_length
-    config.length_configs = results["frontier"]
-    config.length_config = results["chosen"]["length_config"] if results["chosen"] else None
+    config.length_configs = [in_this_unit(args, record) for record in results["frontier"]]
+    config.length_config = in_this_unit(args, results["chosen"])["length_config"] if results["chosen"] else None
     if not args.quantization.int8:
         trainer.save_model()
     if trainer.is_world_process_zero():
@@ -113,6 +113,12 @@ def search_length_configs(trainer: QuestionAnsweringTrainer, args: Arguments, qu
             copy_int8(trainer.model.folder, args.run.output_dir, config)
             trainer.processing_class.save_pretrained(args.run.output_dir)
         write_results(args, "search", results)
+
+
+def in_this_unit(args: Arguments, record: dict) -> dict:
+    """A record of search_results.json with its length config as the model takes it."""
+    lengths = in_unit(args.length_adaptive.length_unit, record["length_config"], args.data.max_seq_length)
+    return record | {"length_config": list(lengths)}
 
 
 def describe_training(args: Arguments) -> str:

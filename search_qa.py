@@ -17,7 +17,7 @@ from candidate_store import CandidateStore, load_store
 from candidates import Candidate, SearchError, choose, pareto_frontier, spread, write_frontier_csv
 from evolution import EvolutionarySearch, SearchSettings
 from int8_engine import Int8Model
-from length_drop import count_macs
+from length_config import count_macs, in_unit
 from loading import QuestionSet
 from plots import plot_pareto
 from results_qa import RunError
@@ -49,6 +49,7 @@ def scoring_facts(args: Arguments, model: PreTrainedModel, questions: QuestionSe
         "questions": hashlib.sha256(texts.encode()).hexdigest()[:16],
         "max_seq_length": args.data.max_seq_length,
         "doc_stride": args.data.doc_stride,
+        "length_unit": args.length_adaptive.length_unit,
         "dtype": model.dtype if args.quantization.int8 else scoring_dtype(args.run),
         **asdict(questions.settings),
     }
@@ -76,14 +77,19 @@ def f1_score(trainer: QuestionAnsweringTrainer, questions: QuestionSet, length_c
 
 
 def rescore(
-    trainer: QuestionAnsweringTrainer, candidates: Sequence[Candidate], questions: QuestionSet, store: CandidateStore
+    trainer: QuestionAnsweringTrainer,
+    args: Arguments,
+    candidates: Sequence[Candidate],
+    questions: QuestionSet,
+    store: CandidateStore,
 ) -> list[Candidate]:
     """The candidates with their F1 on `questions`; what `store` knows is not evaluated again."""
     rescored, quiet = [], trainer.args.disable_tqdm or trainer.args.process_index > 0
     for old in tqdm(candidates, desc="Re-scoring the frontier", unit="config", disable=quiet):
         score = store.known.get(old.length_config)
         new = score is None
-        score = f1_score(trainer, questions, old.length_config) if new else score
+        lengths = in_unit(args.length_adaptive.length_unit, old.length_config, args.data.max_seq_length)
+        score = f1_score(trainer, questions, lengths) if new else score
         rescored.append(Candidate(old.length_config, old.cost, score, old.origin, old.parents))
         if new:
             store.append(rescored[-1])
@@ -111,7 +117,7 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
     """Search length configs; writes pareto.csv and pareto.png, returns what search_results.json holds."""
     if not questions.has_gold:
         raise SearchError("--do_search needs validation questions with answers to score by.")
-    config = trainer.model.config
+    config, unit = trainer.model.config, args.length_adaptive.length_unit
     scored_on = (
         questions.sample(args.search.search_samples, args.run.seed) if args.search.search_samples else questions
     )
@@ -121,7 +127,7 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
     store = open_store(trainer, "search_store.jsonl", facts)
     evolution = EvolutionarySearch(
         cost=lambda lengths: count_macs(config, lengths, args.data.max_seq_length),
-        score=lambda lengths: f1_score(trainer, scored_on, lengths),
+        score=lambda lengths: f1_score(trainer, scored_on, in_unit(unit, lengths, args.data.max_seq_length)),
         rng=random.Random(args.run.seed),
         settings=search_settings(args, config.num_hidden_layers),
         store=store,
@@ -134,7 +140,7 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
         store = open_store(trainer, "frontier_store.jsonl", scoring_facts(args, trainer.model, questions))
         members = spread(frontier, args.search.search_rescore or len(frontier))
         logger.info("re-scoring %d of the frontier's %d configs on all questions", len(members), len(frontier))
-        full, *rescored = rescore(trainer, [evolution.full, *members], questions, store)
+        full, *rescored = rescore(trainer, args, [evolution.full, *members], questions, store)
         max_macs = args.search.search_max_macs  # the full model may be above it; on the sample it may have been beaten
         final = pareto_frontier([full, *rescored] if max_macs is None or full.cost <= max_macs else rescored)
     if progress_bar is not None:
@@ -165,6 +171,7 @@ def search_results(
         "seed": args.run.seed,
         "model": args.model.model_name_or_path,
         "max_seq_length": args.data.max_seq_length,
+        "length_unit": args.length_adaptive.length_unit,
         "candidate_questions": scored_on,
         "frontier_questions": final_on,
         "search_rescore": args.search.search_rescore,
@@ -219,13 +226,13 @@ def read_candidate(record: dict) -> Candidate:
     return Candidate(tuple(record["length_config"]), record["macs"], record["score"], record["origin"])
 
 
-def choose_from(args: Arguments) -> Candidate:
-    """The member of a finished search's frontier that meets the budget on the command line."""
+def choose_from(args: Arguments) -> tuple[float, ...]:
+    """The length config of a finished search's frontier that meets the budget on the command line."""
     path = Path(args.length_adaptive.length_config_from, "search_results.json")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         frontier, full = [read_candidate(row) for row in results["frontier"]], read_candidate(results["full"])
-        made_for, length = results["max_seq_length"], args.data.max_seq_length
+        made_for, length, unit = results["max_seq_length"], args.data.max_seq_length, results.get("length_unit")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SearchError(f"no results of a finished search there ({error}).") from None
     if made_for != length:
@@ -237,4 +244,4 @@ def choose_from(args: Arguments) -> Candidate:
         "chose %s: %.3f of the full MACs, F1 %.2f against %.2f at full length",
         *(chosen.length_config, chosen.cost / full.cost, chosen.score, full.score),
     )
-    return chosen
+    return in_unit(unit, chosen.length_config, length)

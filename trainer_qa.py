@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
-from length_drop import constant_ratio_config, sample_layer_config, sample_length_config
+from length_config import constant_ratio_config, in_unit, sample_layer_config, sample_length_config
 
-LengthConfig = tuple[int, ...]
+LengthConfig = tuple[float, ...]
 Logits = tuple[np.ndarray, np.ndarray]
 
 
@@ -95,6 +95,7 @@ class LengthDropSettings:
     layer_dropout_bound: int | None = None
     kl_direction: Literal["sub_full", "full_sub"] = "sub_full"
     kl_temperature: float = 1.0
+    length_unit: Literal["tokens", "ratio"] = "tokens"
 
     def draw_submodels(self, rng: random.Random, num_layers: int) -> list[dict[str, LengthConfig]]:
         """The smallest sub-model (constant ratio at the bound) and `num_sandwich` random ones, as forward arguments."""
@@ -112,6 +113,8 @@ class LengthDropSettings:
             layers = sample_layer_config(rng, num_layers, self.layer_dropout_prob, self.layer_dropout_bound)
             lengths = sample_length_config(rng, num_layers, length, bound, layers)
             submodels.append({"length_config": lengths, "layer_config": layers})
+        for submodel in submodels:
+            submodel["length_config"] = in_unit(self.length_unit, submodel["length_config"], length)
         return submodels
 
 

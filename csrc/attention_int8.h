@@ -1,6 +1,6 @@
-// Attention with INT8 products, for AVX-512 VNNI.  Keys and values are bytes with a range a channel, queries bytes with a
-// scale a token, probabilities 255ths of the largest one of their row.  A channel's lowest key adds the same to all scores
-// of a row, which softmax does not notice, so that keys need no zero point.
+// Attention with integer products, for AVX-512 VNNI.  Keys are bytes with a range a channel, queries bytes with a scale a
+// token; a channel's lowest key adds the same to all scores of a row, which softmax does not notice, so that keys need no
+// zero point.  Probabilities and values, which 8 bits would harm, have 12 and 11.
 
 #pragma once
 
@@ -13,19 +13,20 @@
 namespace {
 
 constexpr int kRows = 8, kVectors = 2;  // queries and vectors of columns at a time: their sums fit the registers
+constexpr int64_t kProbabilities = 4095;  // steps of the largest probability of a row
 constexpr float kNever = -1e30f;  // the score of padding: finite, so that nothing becomes NaN
 constexpr int64_t kColumns = kVectors * kLanes;
 
-// Bytes of four channels (keys) or four tokens (values) lie together, as one instruction adds up their products.
+// Bytes of four channels (keys) or 16 bits of two tokens (values) lie together: one instruction adds up their products.
 struct ByteBuffers {
   std::vector<int32_t> keys, values;
   std::vector<int8_t> queries;
-  std::vector<uint8_t> probabilities;
+  std::vector<int16_t> probabilities;
   std::vector<float> key_steps, value_steps, scores, padding, votes;
   ByteBuffers(int64_t longest, int64_t size) {
     const int64_t padded = round_up(longest, kColumns), columns = round_up(size, kColumns);
     keys.resize(columns / 4 * padded);
-    values.resize(padded / 4 * columns);
+    values.resize(padded / 2 * columns);
     queries.resize(kRows * columns);
     probabilities.resize(kRows * padded);
     key_steps.resize(columns);
@@ -64,19 +65,19 @@ void pack_keys(const Channels& keys, int64_t padded, int32_t* target, float* ste
   }
 }
 
-// Values become signed bytes of their channel's largest magnitude; tokens from `length` to `padded` are zero.
-void pack_values(const Channels& values, int64_t padded, int64_t columns, int32_t* target, float* steps) {
+// Values become whole numbers up to `levels` for their channel's largest; tokens from `length` to `padded` are zero.
+void pack_values(
+    const Channels& values, int64_t padded, int64_t columns, int64_t levels, int32_t* target, float* steps) {
   __m512 largest = _mm512_set1_ps(1e-20f);
   for (int64_t j = 0; j < values.length; j++) largest = _mm512_max_ps(largest, _mm512_abs_ps(values[j]));
-  const __m512 step = _mm512_mul_ps(largest, _mm512_set1_ps(1.f / 127)), factor = _mm512_div_ps(_mm512_set1_ps(1), step);
+  const __m512 step = _mm512_div_ps(largest, _mm512_set1_ps(levels)), factor = _mm512_div_ps(_mm512_set1_ps(1), step);
+  const auto rounded = [&](int64_t j) {
+    return j < values.length ? _mm512_cvtps_epi32(_mm512_mul_ps(values[j], factor)) : _mm512_setzero_si512();
+  };
   _mm512_storeu_ps(steps, step);
-  for (int64_t j = 0; j < padded; j += 4) {
-    __m512i four = _mm512_setzero_si512();
-    for (int64_t t = std::min<int64_t>(4, values.length - j) - 1; t >= 0; t--) {
-      const __m512i byte = _mm512_cvtps_epi32(_mm512_mul_ps(values[j + t], factor));
-      four = _mm512_or_si512(_mm512_slli_epi32(four, 8), _mm512_and_si512(byte, _mm512_set1_epi32(255)));
-    }
-    _mm512_storeu_si512(target + j / 4 * columns, four);
+  for (int64_t j = 0; j < padded; j += 2) {
+    const __m512i first = _mm512_and_si512(rounded(j), _mm512_set1_epi32(0xffff));
+    _mm512_storeu_si512(target + j / 2 * columns, _mm512_or_si512(first, _mm512_slli_epi32(rounded(j + 1), 16)));
   }
 }
 
@@ -96,23 +97,28 @@ float pack_query(const float* query, const float* key_steps, int64_t size, int8_
   return step;
 }
 
-// Calls store(row, vector, sums) for the kRows x kVectors sums of products of rows of bytes with vectors of columns, four
-// bytes at each of `steps`.  Unrolled by hand, or the sums would not stay in registers.
-template <bool kRowsSigned, typename Store>
+struct Bytes {  // the rows' are signed, the columns' are not
+  static __m512i add(__m512i sums, __m512i row, __m512i column) { return _mm512_dpbusd_epi32(sums, column, row); }
+};
+struct Words {
+  static __m512i add(__m512i sums, __m512i row, __m512i column) { return _mm512_dpwssd_epi32(sums, column, row); }
+};
+
+// Calls store(row, vector, sums) for the kRows x kVectors sums of products of rows with vectors of columns, 32 bits of each
+// at every one of `steps`.  Unrolled by hand, or the sums would not stay in registers.
+template <typename Products, typename Store>
 inline void multiply(const void* rows, int64_t row_bytes, const int32_t* columns, int64_t column_stride, int64_t steps,
                      const Store& store) {
   __m512i sums[kRows * kVectors], column[kVectors];
   const c10::ForcedUnroll<kRows * kVectors> each_sum;
   std::fill_n(sums, kRows * kVectors, _mm512_setzero_si512());
   for (int64_t k = 0; k < steps; k++) {
-    c10::ForcedUnroll<kVectors>{}([&](auto v) {
-      column[v] = _mm512_loadu_si512(columns + k * column_stride + v * kLanes);
-    });
+    c10::ForcedUnroll<kVectors>{}(
+        [&](auto v) { column[v] = _mm512_loadu_si512(columns + k * column_stride + v * kLanes); });
     each_sum([&](auto i) {
-      int32_t four;
-      std::memcpy(&four, static_cast<const char*>(rows) + i / kVectors * row_bytes + 4 * k, 4);
-      const __m512i row = _mm512_set1_epi32(four), other = column[i % kVectors];
-      sums[i] = kRowsSigned ? _mm512_dpbusd_epi32(sums[i], other, row) : _mm512_dpbusd_epi32(sums[i], row, other);
+      int32_t bits;
+      std::memcpy(&bits, static_cast<const char*>(rows) + i / kVectors * row_bytes + 4 * k, 4);
+      sums[i] = Products::add(sums[i], _mm512_set1_epi32(bits), column[i % kVectors]);
     });
   }
   each_sum([&](auto i) { store(i / kVectors, i % kVectors, sums[i]); });
@@ -124,7 +130,7 @@ void score_rows(int64_t padded, int64_t size, float (&largest)[kRows], ByteBuffe
   __m512 highest[kRows];
   std::fill_n(highest, kRows, _mm512_set1_ps(kNever));
   for (int64_t j = 0; j < padded; j += kColumns)
-    multiply<true>(
+    multiply<Bytes>(
         b.queries.data(), columns, b.keys.data() + j, padded, round_up(size, 4) / 4, [&](int64_t r, int64_t v, __m512i sums) {
           const int64_t column = j + v * kLanes;
           const __m512 score = _mm512_add_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(b.padding.data() + column));
@@ -134,7 +140,7 @@ void score_rows(int64_t padded, int64_t size, float (&largest)[kRows], ByteBuffe
   for (int64_t r = 0; r < kRows; r++) largest[r] = _mm512_reduce_max_ps(highest[r]);
 }
 
-// 2^x, by a minimax polynomial on [0, 1) (relative error 7.5e-5, a fiftieth of a byte's).
+// 2^x, by a minimax polynomial on [0, 1) (relative error 7.5e-5, a third of a step of the largest probability).
 __m512 power_of_two(__m512 x) {
   const __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 series = _mm512_fmadd_ps(rest, _mm512_set1_ps(0.07802452f), _mm512_set1_ps(0.22606716f));
@@ -143,27 +149,27 @@ __m512 power_of_two(__m512 x) {
   return _mm512_scalef_ps(series, x);  // rounds x down by itself
 }
 
-// Scores become exponentials, the `largest` one 255, as bytes and, if `keep`, in place; returns one over the bytes' sum.
-float byte_exponentials(float* scores, uint8_t* bytes, int64_t padded, float scale, float largest, bool keep) {
-  const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(7.99435344f - scale * largest);  // log2(255)
+// Scores become exponentials, the `largest` one kProbabilities, rounded and, if `keep`, also in place; returns one over the sum.
+float exponentials(float* scores, int16_t* rounded, int64_t padded, float scale, float largest, bool keep) {
+  const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(11.9996477f - scale * largest);
   __m512i total = _mm512_setzero_si512();
   for (int64_t j = 0; j < padded; j += kLanes) {
     const __m512 power = power_of_two(_mm512_fmadd_ps(_mm512_loadu_ps(scores + j), factor, shift));
-    const __m512i rounded = _mm512_cvtps_epi32(power);
-    total = _mm512_add_epi32(total, rounded);
+    const __m512i whole = _mm512_cvtps_epi32(power);
+    total = _mm512_add_epi32(total, whole);
     if (keep) _mm512_storeu_ps(scores + j, power);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + j), _mm512_cvtusepi32_epi8(rounded));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rounded + j), _mm512_cvtepi32_epi16(whole));
   }
   return 1.f / _mm512_reduce_add_epi32(total);
 }
 
-// The context of `count` rows from their bytes, into rows that lie `width` floats apart.
+// The context of `count` rows from their probabilities, into rows that lie `width` floats apart.
 void weigh_values(int64_t count, int64_t padded, int64_t size, const float (&inverse_sum)[kRows], float* context,
                   int64_t width, ByteBuffers& b) {
   const int64_t columns = round_up(size, kColumns);
   for (int64_t c = 0; c < size; c += kColumns)
-    multiply<false>(
-        b.probabilities.data(), padded, b.values.data() + c, columns, padded / 4, [&](int64_t r, int64_t v, __m512i sums) {
+    multiply<Words>(
+        b.probabilities.data(), 2 * padded, b.values.data() + c, columns, padded / 2, [&](int64_t r, int64_t v, __m512i sums) {
           const int64_t column = c + v * kLanes;
           if (r >= count || column >= size) return;
           const __m512 factor = _mm512_set1_ps(inverse_sum[r]), scale = _mm512_loadu_ps(b.value_steps.data() + column);
@@ -177,11 +183,12 @@ void attend_int8(const float* fused, float* context, float* votes, int64_t lengt
                  ByteBuffers& b) {
   const int64_t width = heads * size, stride = 3 * width;
   const int64_t padded = round_up(length, kColumns), columns = round_up(size, kColumns);
+  const int64_t levels = std::min<int64_t>(1023, INT32_MAX / kProbabilities / length);  // the sums fit 32 bits
   const float log2_e = 1.44269504f, temperature = log2_e / std::sqrt(static_cast<float>(size));
   each_vector(size, [&](int64_t c, int64_t n) {
     const Channels keys{fused + width + c, stride, length, first_lanes(n)}, values{keys.rows + width, stride, length, keys.lanes};
     pack_keys(keys, padded, b.keys.data() + c / 4 * padded, b.key_steps.data() + c);
-    pack_values(values, padded, columns, b.values.data() + c, b.value_steps.data() + c);
+    pack_values(values, padded, columns, levels, b.values.data() + c, b.value_steps.data() + c);
   });
   std::fill_n(b.padding.begin(), length, 0.f);
   std::fill_n(b.padding.begin() + length, padded - length, kNever);
@@ -194,8 +201,8 @@ void attend_int8(const float* fused, float* context, float* votes, int64_t lengt
     score_rows(padded, size, largest, b);
     for (int64_t r = 0; r < count; r++) {
       float* scores = b.scores.data() + r * padded;
-      uint8_t* bytes = b.probabilities.data() + r * padded;
-      inverse_sum[r] = byte_exponentials(scores, bytes, padded, step[r] * temperature, largest[r], votes);
+      int16_t* rounded = b.probabilities.data() + r * padded;
+      inverse_sum[r] = exponentials(scores, rounded, padded, step[r] * temperature, largest[r], votes);
       if (votes != nullptr) scale_row<true>(scores, inverse_sum[r], b.votes.data(), length);
     }
     weigh_values(count, padded, size, inverse_sum, context + first * width, width, b);

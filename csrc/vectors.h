@@ -57,6 +57,7 @@ std::tuple<Tensor, Tensor> each_head(
     Buffers buffers(longest, size);
     for (int64_t task = begin; task < end; task++) {
       const int64_t head = task % heads, first = bound[task / heads], length = bound[task / heads + 1] - first;
+      if (length == 0) continue;
       attend(source + first * 3 * width + head * size, target + first * width + head * size,
              with_significance ? vote + head * tokens + first : nullptr, length, buffers);
     }

@@ -29,7 +29,7 @@ from evaluate_qa import padded_batch
 from features_qa import featurize
 from int8_backends import open_int8
 from int8_engine import CompiledModel
-from length_drop import count_macs, parse_length_config
+from length_config import count_macs, parse_length_config
 from modeling_la_auto import MODEL_CLASSES
 from results_qa import environment, write_json
 

@@ -13,7 +13,7 @@ from small_search import SETTINGS, run_small, small_score, small_settings
 from candidate_store import CandidateStore, load_store
 from candidates import Candidate, SearchError, pareto_frontier
 from evolution import EvolutionarySearch, SearchSettings, crossover, initial_configs, mutate
-from length_drop import constant_ratio_config, count_macs
+from length_config import constant_ratio_config, count_macs
 
 MINILM = SimpleNamespace(hidden_size=384, intermediate_size=1536, num_hidden_layers=6)
 BERT = SimpleNamespace(hidden_size=768, intermediate_size=3072, num_hidden_layers=12)

@@ -27,6 +27,8 @@ EXAMPLE_VALUES = {
     "hidden_dropout": "0",
     "layer_dropout_prob": "0.1",
     "length_config": "(9,8)",
+    "length_ratios": "(0.9, 0.8)",
+    "length_unit": "ratio",
     "length_config_from": "s",
     "length_drop_ratio_bound": "0.1",
     "logging_strategy": "no",

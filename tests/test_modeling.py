@@ -13,7 +13,7 @@ from transformers import (
     RobertaForQuestionAnswering,
 )
 
-from length_drop import LengthConfigError, count_macs
+from length_config import LengthConfigError, count_macs
 from modeling_la_bert import LABertForQuestionAnswering
 from modeling_la_roberta import LARobertaForQuestionAnswering
 

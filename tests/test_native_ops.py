@@ -49,17 +49,47 @@ def test_attention_is_that_of_pytorch_sequence_by_sequence(implementation, heads
         torch.testing.assert_close(significance[begin:end], votes[0], atol=1e-5, rtol=1e-5)
 
 
-def test_a_large_score_does_not_overflow(implementation):
+@pytest.mark.parametrize("heads, size", [(12, 32), (4, 64), (2, 16), (3, 20)])
+@pytest.mark.parametrize("lengths", [[384], [1], [7, 1, 129, 64], [33] * 64, [0, 5, 0], [700]])
+def test_attention_on_integers_is_that_of_pytorch_but_for_a_hundredth(implementation, heads, size, lengths):
+    fused, offsets = packed(lengths, 3 * heads * size)
+    context, significance = implementation.attention_int8(fused, offsets, heads, True)
+    expected, votes = native_ops.attention(fused, offsets, heads, True)
+    assert (context - expected).norm() < 0.012 * expected.norm()
+    assert (significance - votes).norm() < 0.012 * votes.norm()
+    assert significance.sum().item() == pytest.approx(heads * sum(lengths), rel=1e-3)
+
+
+def test_attention_on_integers_ignores_what_all_keys_share(implementation):
+    fused, offsets = packed([50, 31], 3 * 64)
+    shifted = fused.clone()
+    shifted[:, 64:128] += 100 * torch.randn(64, generator=torch.Generator().manual_seed(1))
+    context, significance = implementation.attention_int8(shifted, offsets, 2, True)
+    expected, votes = native_ops.attention(fused, offsets, 2, True)
+    assert (context - expected).norm() < 0.012 * expected.norm() and (
+        significance - votes
+    ).norm() < 0.012 * votes.norm()
+
+
+def test_attention_on_integers_takes_keys_values_and_queries_of_zero(implementation):
+    context, significance = implementation.attention_int8(torch.zeros(9, 3 * 32), torch.tensor([0, 9]), 1, True)
+    assert (context == 0).all() and torch.allclose(significance, torch.ones(9), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_int8"])
+def test_a_large_score_does_not_overflow(implementation, name):
     fused, offsets = packed([20], 3 * 32)
-    context, significance = implementation.attention(fused * 100, offsets, 1, True)
-    assert context.isfinite().all() and significance.sum().item() == pytest.approx(20, rel=1e-5)
+    context, significance = getattr(implementation, name)(fused * 100, offsets, 1, True)
+    assert context.isfinite().all() and significance.sum().item() == pytest.approx(20, rel=1e-3)
 
 
-def test_significance_that_nobody_wants_is_empty(implementation):
+@pytest.mark.parametrize("name", ["attention", "attention_int8"])
+def test_significance_that_nobody_wants_is_empty(implementation, name):
     fused, offsets = packed([20, 3], 3 * 64)
-    context, nothing = implementation.attention(fused, offsets, 2, False)
+    attention = getattr(implementation, name)
+    context, nothing = attention(fused, offsets, 2, False)
     assert nothing.numel() == 0
-    torch.testing.assert_close(context, implementation.attention(fused, offsets, 2, True)[0])
+    torch.testing.assert_close(context, attention(fused, offsets, 2, True)[0])
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------
@@ -118,6 +148,7 @@ def test_the_operators_say_what_they_return_before_they_run(implementation):
     x = torch.randn(4, 24)
     for operator, arguments in [
         (ops.attention, (fused, offsets, 2, True)),
+        (ops.attention_int8, (fused, offsets, 2, False)),
         (ops.quantize, (x, None, 0.1, 3)),
         (ops.gelu_quantize, (x, x[0].clone(), 0.0, 0)),
         (ops.add_norm_quantize, (x, x.clone(), x[0].clone(), x[1].clone(), 1e-12, None, 0.1, 3)),
@@ -165,8 +196,8 @@ def test_selecting_from_packed_sequences_is_selecting_from_padded_ones():
     offsets, generator = F.pad(lengths.cumsum(0), (1, 0)), torch.Generator().manual_seed(0)
     real = torch.arange(9) < lengths[:, None]
     significance = torch.rand(4, 9, generator=generator)
-    rows, after = Packed(offsets, real.flatten().nonzero().squeeze(1)).select(significance[real], 4)
-    kept = select_tokens(significance, real, 4)
+    rows, after = Packed(offsets, real.flatten().nonzero().squeeze(1)).select(significance[real], torch.full((4,), 4))
+    kept, _ = select_tokens(significance, real, 4)
     positions = (kept + 9 * torch.arange(4)[:, None])[real.gather(1, kept)]
     assert torch.equal(after.positions, positions)
     assert torch.equal(after.offsets, torch.tensor([0, 4, 5, 9, 13]))

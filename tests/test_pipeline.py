@@ -8,7 +8,7 @@ import torch
 from stages import SEARCH, SIZES, TRAINING, read, succeed
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, RobertaConfig, RobertaModel
 
-from length_drop import count_macs
+from length_config import count_macs
 from reader import Reader
 
 # ---- what a run leaves behind --------------------------------------------------------------------------------------
