@@ -202,9 +202,9 @@ class QuantizationArguments:
     quantization_backend: Literal["pt2e", "ipex", "native"] | None = field(
         default=None,
         metadata={
-            "help": "What runs the INT8 model: PyTorch's compiler (pt2e, what --tune takes if unset), Intel Extension for "
-            "PyTorch (ipex, in an environment of its own: requirements-ipex.txt) or eager modules (native). With --int8 the "
-            "one that the folder was tuned for."
+            "help": "What runs the INT8 model: eager modules (native, what --tune takes if unset), PyTorch's compiler (pt2e, "
+            "what it takes with --bf16) or Intel Extension for PyTorch (ipex, in an environment of its own: "
+            "requirements-ipex.txt). With --int8 the one that the folder was tuned for."
         },
     )
     num_calibration_samples: int = field(
@@ -320,7 +320,7 @@ class Arguments:
     @property
     def tuned_backend(self) -> str:
         """The backend that --tune makes its folder for."""
-        return self.quantization.quantization_backend or "pt2e"
+        return self.quantization.quantization_backend or ("pt2e" if self.run.bf16 else "native")
 
     @property
     def calibrates(self) -> bool:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Step 4: quantize the reader of step 2 to INT8, calibrated on training examples.  Needs a C++ compiler.
+# Step 4: quantize the reader of step 2 to INT8, calibrated on training examples.
 # Further flags may follow and win over these.
 source "$(dirname "$0")/common.sh"
 choose_data

@@ -77,15 +77,15 @@ if [[ "${VALIDATION_FILE:-}" == "$SAMPLE/validation.json" ]]; then
 fi
 
 # Half precision where the GPU or the processor computes in it; short batches together, to pad less.
-common=(--max_seq_length 384 --doc_stride 128 --per_device_eval_batch_size 32)
+common=(--max_seq_length 384 --doc_stride 128 --per_device_eval_batch_size 32) half=()
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
-  common+=(--bf16)
+  half=(--bf16)
 fi
-training=("${train_data[@]}" "${common[@]}" ${anew[@]+"${anew[@]}"} --do_train --do_eval --accuracy_only
-  --per_device_train_batch_size 8 --train_sampling_strategy group_by_length --attention_dropout 0 --hidden_dropout 0
-  --warmup_steps 0.1 --logging_steps 25)
-validation=("${validation_data[@]}" "${common[@]}")
+training=("${train_data[@]}" "${common[@]}" ${half[@]+"${half[@]}"} ${anew[@]+"${anew[@]}"} --do_train --do_eval
+  --accuracy_only --per_device_train_batch_size 8 --train_sampling_strategy group_by_length --attention_dropout 0
+  --hidden_dropout 0 --warmup_steps 0.1 --logging_steps 25)
+validation=("${validation_data[@]}" "${common[@]}" ${half[@]+"${half[@]}"})
 
 heading "4/8 fine-tuning"
 unless_done "$OUTPUT_DIR/finetuning/eval_results.json" run_qa --model_name_or_path "$MODEL" "${training[@]}" \
@@ -110,20 +110,14 @@ unless_done "$OUTPUT_DIR/evaluation_searched/eval_results.json" \
   --output_dir "$OUTPUT_DIR/evaluation_searched"
 
 heading "8/8 INT8"
-rows=(finetuning dynamic evaluation_full evaluation_searched)
-if command -v "${CXX:-g++}" clang++ >/dev/null; then
-  unless_done "$OUTPUT_DIR/quantized/eval_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
-    "${train_data[@]}" "${common[@]}" ${anew[@]+"${anew[@]}"} --use_cpu --tune --do_train --do_eval --accuracy_only \
-    --output_dir "$OUTPUT_DIR/quantized"
-  int8=(run_qa --model_name_or_path "$OUTPUT_DIR/quantized" "${validation[@]}" --use_cpu --int8 --do_eval --benchmark)
-  unless_done "$OUTPUT_DIR/evaluation_int8/eval_results.json" \
-    "${int8[@]}" --length_config_from "$OUTPUT_DIR/search" --max_f1_drop "${MAX_F1_DROP:-2}" \
-    --output_dir "$OUTPUT_DIR/evaluation_int8"
-  rows+=(quantized evaluation_int8)
-else
-  echo "skipped: INT8 is compiled with a C++ compiler, and there is none (apt-get install g++)"
-fi
+unless_done "$OUTPUT_DIR/quantized/eval_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
+  "${train_data[@]}" "${common[@]}" ${anew[@]+"${anew[@]}"} --use_cpu --tune --do_train --do_eval --accuracy_only \
+  --output_dir "$OUTPUT_DIR/quantized"
+unless_done "$OUTPUT_DIR/evaluation_int8/eval_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/quantized" \
+  "${validation_data[@]}" "${common[@]}" --use_cpu --int8 --do_eval --benchmark --length_config_from "$OUTPUT_DIR/search" \
+  --max_f1_drop "${MAX_F1_DROP:-2}" --output_dir "$OUTPUT_DIR/evaluation_int8"
 
 echo "$made_from" >"$record"
 heading "results in $OUTPUT_DIR"
-"$python" scripts/summary_table.py "${rows[@]/#/$OUTPUT_DIR/}"
+"$python" scripts/summary_table.py \
+  "$OUTPUT_DIR"/{finetuning,dynamic,evaluation_full,evaluation_searched,quantized,evaluation_int8}

@@ -370,3 +370,11 @@ def test_dynamic_quantization_says_that_it_calibrates_nothing(capsys):
     flags = ["--tune", "--do_eval", "--quantization_approach", "dynamic", "--num_calibration_samples", "9"]
     parse_args([*BASE, *flags])
     assert "--num_calibration_samples has no effect with --quantization_approach dynamic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, taken", [([], "native"), (["--bf16"], "pt2e"), (["--quantization_backend", "pt2e"], "pt2e")]
+)
+def test_tuning_takes_the_native_backend_unless_the_float_parts_are_to_be_bf16(flags, taken):
+    command = [*BASE, "--tune", "--do_train", "--do_eval", "--use_cpu", *flags]
+    assert parse_args(command).tuned_backend == taken

@@ -17,7 +17,7 @@ from int8_engine import CompiledModel, check_integer_products, executed_products
 from modeling_la_auto import MODEL_CLASSES
 from native_engine import NativeModel
 from pt2e_engine import Pt2eModel
-from quantization import RECIPE_FILE, load_int8, quantize, recipes, save_int8
+from quantization import RECIPE_FILE, has_vnni, load_int8, quantize, recipes, save_int8
 from quantize_qa import within_tolerance
 from reader import Reader
 from results_qa import RunError
@@ -238,7 +238,7 @@ def test_calibration_sees_the_float32_model_under_bf16(dynamic, squad_v1_file, t
 def test_without_a_compiler_tuning_ends_before_any_work(pt2e, dynamic, squad_v1_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pt2e_engine, "cxx_compiler", lambda: None)
     files = ("--validation_file", squad_v1_file, "--output_dir", tmp_path / "none")
-    flags = ("--tune", "--do_eval", "--quantization_approach", "dynamic")
+    flags = ("--tune", "--do_eval", "--quantization_approach", "dynamic", "--quantization_backend", "pt2e")
     assert "apt-get install g++" in failure(capsys, "--model_name_or_path", dynamic, *files, *flags)
 
 
@@ -273,11 +273,22 @@ def engine(request, tmp_path_factory, cache, backend):
 
 @pytest.mark.parametrize("length_config", [(40, 24, 10), (50, 50, 5), (64, 63, 62), (9, 2, 1)])
 @pytest.mark.parametrize("rows, tokens", [(4, 64), (1, 64), (3, 30), (7, 9)])
-def test_one_engine_serves_every_batch_length_and_config(engine, rows, tokens, length_config):
+def test_one_engine_serves_every_batch_length_and_config(engine, rows, tokens, length_config, monkeypatch):
     compiled, modules = engine
+    for layer in getattr(compiled, "layers", []):  # native: the modules have attention in float
+        monkeypatch.setattr(layer, "attend", torch.ops.quala.attention)
     batch = random_batch(compiled.input_names, rows, tokens, 90)
     expected = logits(modules, batch, length_config)
     assert (logits(compiled, batch, length_config) - expected).abs().median() < 1e-3 * expected.std()
+
+
+def test_attention_on_integers_changes_little(engine, backend):
+    if backend is not NativeModel or not has_vnni():
+        pytest.skip("about what native does on processors with VNNI")
+    compiled, modules = engine
+    batch = random_batch(compiled.input_names, 4, 64, 90)
+    difference, expected = logits(compiled, batch, None) - logits(modules, batch, None), logits(modules, batch, None)
+    assert 0 < difference.abs().median() < 0.05 * expected.std()
 
 
 def test_what_is_not_int8_may_be_bf16(files, engine):
