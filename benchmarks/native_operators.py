@@ -69,6 +69,8 @@ def main() -> None:
     }
     calls, macs = products(sizes, rows * length)
     calls |= {
+        "attention_int8 with scores": partial(ops.attention_int8, fused, offsets, heads, True),
+        "attention_int8": partial(ops.attention_int8, fused, offsets, heads, False),
         "attention with scores": partial(ops.attention, fused, offsets, heads, True),
         "attention": partial(ops.attention, fused, offsets, heads, False),
         "quantize": partial(ops.quantize, x, weight, 0.02, 128),
