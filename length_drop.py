@@ -9,11 +9,13 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from attention import attention_with_significance, explicit_attention, fused_attention, real_tokens
 
 MIN_LENGTH = 2  # a sampled config keeps at least two tokens, as the published recipe does
 LENGTH_CONFIG_TEXT = re.compile(r"\s*(?:\(([^()\[\]]*)\)|\[([^()\[\]]*)\]|([^()\[\]]*))\s*")
@@ -135,40 +137,6 @@ def count_macs(config, length_config: Sequence[int] | None = None, sequence_leng
 # ---- token selection -----------------------------------------------------------------------------------------------
 
 
-def real_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(B, K) bool, True where a token is no padding, from a (B, 1, Q or 1, K) boolean or additive mask; None if None."""
-    if attention_mask is None:
-        return None
-    row = attention_mask[:, 0, 0]  # a bidirectional padding mask is the same for every query
-    return row if row.dtype == torch.bool else row == 0
-
-
-def attention_with_significance(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Self-attention of (B, H, S, D) heads that also says how much attention each token receives.
-
-    Returns the context (B, S, H, D) and the significance (B, S), float32 without gradient: the probabilities summed
-    over heads and over the real queries, before dropout (section 3.1 of the paper; padding queries do not vote).
-    """
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    real = real_tokens(attention_mask)
-    voters = scores.new_ones(scores.shape[0], scores.shape[3])
-    if real is not None:
-        scores += torch.zeros_like(voters).masked_fill(~real, torch.finfo(scores.dtype).min)[:, None, None]
-        voters = voters * real
-    probabilities = scores.softmax(-1)
-    # A product with the voters reads the probabilities once; summing them in float32 would first copy them.
-    votes = torch.matmul(voters[:, None, None].expand(-1, scores.shape[1], -1, -1), probabilities.detach())
-    context = torch.matmul(nn.functional.dropout(probabilities, dropout, training=dropout > 0), value)
-    return context.transpose(1, 2), votes.float().sum((1, 2))
-
-
 def select_tokens(significance: torch.Tensor, real: torch.Tensor | None, length: int) -> torch.Tensor:
     """Indices (B, length), ascending, of the most significant tokens.
 
@@ -198,19 +166,32 @@ def restore_tokens(buffer: torch.Tensor, hidden_states: torch.Tensor, positions:
 
 
 class LengthAdaptiveSelfAttention:
-    """Modifications: with `with_significance` the second output is the tokens' significance (B, S)."""
+    """Modifications: with `with_significance` the second output is the tokens' significance (B, S).
+
+    "sdpa" gets it without storing attention probabilities, "eager" from them.
+    """
+
+    fused_operator = None  # see LengthAdaptiveModel.use_fused_attention
 
     def forward(self, hidden_states, attention_mask=None, with_significance=False, **kwargs):
         if not with_significance and not self._trains_faster_without_sdpa(hidden_states):
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
-        batch, length, _ = hidden_states.shape
-        query, key, value = (
-            linear(hidden_states).view(batch, length, -1, self.attention_head_size).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
-        )
+        linears, real = (self.query, self.key, self.value), real_tokens(attention_mask)
+        if self._can_be_fused(hidden_states, linears):
+            return fused_attention(self.fused_operator, hidden_states, linears, self.num_attention_heads, real)
+        heads = (*hidden_states.shape[:2], -1, self.attention_head_size)
+        query, key, value = (linear(hidden_states).view(heads).transpose(1, 2) for linear in linears)
         dropout = self.dropout.p if self.training else 0.0
-        context, significance = attention_with_significance(query, key, value, attention_mask, self.scaling, dropout)
-        return context.reshape(batch, length, -1), significance if with_significance else None
+        attention = explicit_attention if self.config._attn_implementation == "eager" else attention_with_significance
+        context, significance = attention(query, key, value, real, self.scaling, dropout)
+        return context.flatten(2), significance if with_significance else None
+
+    def _can_be_fused(self, hidden_states: torch.Tensor, linears: Sequence[nn.Module]) -> bool:
+        in_float32 = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        infers_on_cpu = not torch.is_grad_enabled() and not self.training and hidden_states.device.type == "cpu"
+        plain = all(type(linear) is nn.Linear for linear in linears)  # others compute something else
+        wanted = self.fused_operator is not None and self.config._attn_implementation == "sdpa"
+        return wanted and infers_on_cpu and in_float32 and plain
 
     def _trains_faster_without_sdpa(self, hidden_states: torch.Tensor) -> bool:
         # In bf16 on a CPU the backward pass of PyTorch's flash attention takes longer than all other parts of a layer.
@@ -273,7 +254,7 @@ class LengthAdaptiveEncoder:
 
 
 class LengthAdaptiveModel:
-    """Modifications: checks the stored length config when a model is built, loaded or saved."""
+    """Modifications: checks the stored length config when a model is built, loaded or saved; `use_fused_attention`."""
 
     _supports_flash_attn = _supports_flex_attn = False  # their masks do not say which tokens are padding
 
@@ -284,3 +265,13 @@ class LengthAdaptiveModel:
     def save_pretrained(self, *args, **kwargs):
         check_stored_length_config(self.config)
         return super().save_pretrained(*args, **kwargs)
+
+    def use_fused_attention(self, operator: Callable) -> None:
+        """Let layers that drop tokens attend by `operator`, torch.ops.quala.attention, where that is possible.
+
+        That is inference in float32 on a CPU. The operator makes one product of a layer's query, key and value, so that
+        hooks on these three modules are not called.
+        """
+        for module in self.modules():
+            if isinstance(module, LengthAdaptiveSelfAttention):
+                module.fused_operator = operator
