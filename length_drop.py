@@ -123,7 +123,9 @@ def count_macs(config, length_config: Sequence[int] | None = None, sequence_leng
     With l_0 = S, hidden size d and feed-forward size f:
         sum_i [4 l_{i-1} d^2 + 2 l_{i-1}^2 d + 2 l_i d f] + 2 S d + S d + sum_i (l_{i-1} + l_i) d + S,
     the convention of the published figures ("FLOPs" there): what torchprofile counts of linear layers, attention
-    products, LayerNorm elements and the mask, while softmax, GELU and the selection of tokens count nothing.
+    products, LayerNorm elements and the mask, while softmax, GELU and the selection of tokens count nothing.  This
+    model needs (l_{i-1} - l_i) (d^2 + d) fewer a layer, because it drops before the output projection and its LayerNorm;
+    they are counted all the same, so that the figures can be compared.
     """
     hidden, feed_forward, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     lengths = [min(length, sequence_length) for length in length_config or (sequence_length,) * layers]
@@ -201,14 +203,16 @@ class LengthAdaptiveSelfAttention:
 
 
 class LengthAdaptiveLayer:
-    """Modifications: with `keep_length` only that many tokens reach the feed-forward block; returns (hidden, kept)."""
+    """Modifications: with `keep_length` only that many tokens leave the attention; returns (hidden, kept)."""
 
     def forward(self, hidden_states, attention_mask=None, *args, keep_length=None, **kwargs):
         if keep_length is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        attention_output, significance = self.attention(hidden_states, attention_mask, with_significance=True)
+        context, significance = self.attention.self(hidden_states, attention_mask, with_significance=True)
         kept = select_tokens(significance, real_tokens(attention_mask), keep_length)
-        return self.feed_forward_chunk(gather_tokens(attention_output, kept)), kept
+        # The output projection works row by row, so tokens that go no further need none.
+        attention_output = self.attention.output(gather_tokens(context, kept), gather_tokens(hidden_states, kept))
+        return self.feed_forward_chunk(attention_output), kept
 
 
 class LengthAdaptiveEncoder:
