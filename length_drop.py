@@ -152,9 +152,16 @@ def select_tokens(significance: torch.Tensor, real: torch.Tensor | None, length:
     return significance.topk(length, dim=1).indices.sort(1).values
 
 
+def _row_numbers(rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Where the `tokens` (B, l) of each sequence stand among the `rows` (B * S, D) of all sequences: (B * l)."""
+    numbers = torch.arange(rows.shape[0], device=rows.device).view(tokens.shape[0], -1)
+    return numbers.gather(1, tokens).flatten()
+
+
 def gather_tokens(hidden_states: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """The rows `kept` (B, l) of `hidden_states` (B, S, D): (B, l, D)."""
-    return hidden_states.gather(1, kept[:, :, None].expand(-1, -1, hidden_states.shape[2]))
+    rows = hidden_states.flatten(0, 1)  # whole rows are copied; torch.gather would look up every number
+    return rows.index_select(0, _row_numbers(rows, kept)).view(*kept.shape, -1)
 
 
 def restore_tokens(buffer: torch.Tensor, hidden_states: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
