@@ -168,7 +168,8 @@ def restore_tokens(buffer: torch.Tensor, hidden_states: torch.Tensor, positions:
     """Write `hidden_states` (B, l, D) over `buffer` (B, S, D) at `positions` (B, l); None means every position."""
     if positions is None:
         return hidden_states
-    return buffer.scatter(1, positions[:, :, None].expand_as(hidden_states), hidden_states.to(buffer.dtype))
+    rows, states = buffer.flatten(0, 1), hidden_states.flatten(0, 1).to(buffer.dtype)
+    return rows.index_copy(0, _row_numbers(rows, positions), states).view_as(buffer)
 
 
 # ---- encoder parts that BERT and RoBERTa share ---------------------------------------------------------------------
