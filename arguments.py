@@ -241,8 +241,8 @@ class QuantizationArguments:
     engine_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for the compiled INT8 engines, ~/.cache/quala if unset (machine code: nobody else should "
-            "write there)."
+            "help": "Folder for what is compiled, INT8 engines and the fused attention, ~/.cache/quala if unset (machine "
+            "code: nobody else should write there)."
         },
     )
 

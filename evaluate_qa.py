@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from arguments import Arguments
 from benchmark import Contender, benchmark_rows
@@ -23,7 +24,8 @@ from length_config import (
     validate_length_config,
 )
 from loading import QuestionSet
-from results_qa import RunError, how_made, write_json, write_results
+from native_ops import load_fused_operators
+from results_qa import RunError, engine_cache, how_made, write_json, write_results
 from search_qa import choose_from
 from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import write_answers
@@ -95,6 +97,17 @@ def prepare_engines(args: Arguments, model: Int8Model, length_config: tuple[int,
     with args.run.main_process_first(desc="INT8 engines"):
         for lengths in wanted:
             model.prepare(tuple(lengths))
+
+
+def prepare_attention(args: Arguments, model: PreTrainedModel, length_config: tuple[int, ...] | None) -> None:
+    """Let a float model that will drop tokens on a CPU use the fused attention; compiled where it is missing."""
+    lengths = length_config or getattr(model.config, "length_config", None)
+    drops = args.search.do_search or args.length_adaptive.measure_rate or lengths
+    if not drops or args.run.bf16 or args.run.device.type != "cpu":
+        return
+    with args.run.main_process_first(desc="fused attention"):
+        if load_fused_operators(engine_cache(args.quantization.engine_cache_dir)):
+            model.use_fused_attention(torch.ops.quala.attention)
 
 
 def without_timing(metrics: dict) -> dict:

@@ -33,7 +33,8 @@ NEEDS = {
     ("do_train", "tune"): "max_train_samples train_file",
     ("tune",): "calibration_method is_relative metric_name num_calibration_samples perf_tol quantization_approach "
     "quantize_embeddings sensitivity",
-    ("tune", "int8"): "engine_cache_dir quantization_backend",
+    ("tune", "int8"): "quantization_backend",
+    ("tune", "do_eval", "do_search", "do_predict"): "engine_cache_dir",
     ("do_train", "do_search", "tune"): "full_determinism overwrite_output_dir seed",
     ("do_eval", "do_search"): "max_eval_samples validation_file",
     ("do_predict",): "max_predict_samples test_file",

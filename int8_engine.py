@@ -26,10 +26,10 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from int8_modules import Int8Linear
 from length_config import is_fractional, validate_length_config
 from quantization import load_int8, read_recipe, stored_config
-from results_qa import RunError, folder_in_cache, instruction_set, processor
+from results_qa import RunError, engine_cache, folder_in_cache, instruction_set, processor
 
 logger = logging.getLogger(__name__)
-ENGINE_VERSION = 2  # part of the cache key: raise it when the code here or in a backend makes other engines
+ENGINE_VERSION = 3  # part of the cache key: raise it when the code here or in a backend makes other engines
 
 
 class OpenLengths(nn.Module):
@@ -135,7 +135,7 @@ class Int8Model(nn.Module, ABC):
         self.recipe = read_recipe(folder)
         self.config = stored_config(self.recipe)
         self.folder, self.autocast = Path(folder), autocast
-        self.cache_dir = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "quala")).expanduser()
+        self.cache_dir = engine_cache(cache_dir)
 
     @classmethod
     def require(cls) -> None:

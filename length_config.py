@@ -151,7 +151,9 @@ def count_macs(config, length_config: Sequence[int] | None = None, sequence_leng
     With l_0 = S, hidden size d and feed-forward size f:
         sum_i [4 l_{i-1} d^2 + 2 l_{i-1}^2 d + 2 l_i d f] + 2 S d + S d + sum_i (l_{i-1} + l_i) d + S,
     the convention of the published figures ("FLOPs" there): what torchprofile counts of linear layers, attention
-    products, LayerNorm elements and the mask, while softmax, GELU and the selection of tokens count nothing.
+    products, LayerNorm elements and the mask, while softmax, GELU and the selection of tokens count nothing.  This
+    model needs (l_{i-1} - l_i) (d^2 + d) fewer a layer, because it drops before the output projection and its LayerNorm;
+    they are counted all the same, so that the figures can be compared.
     """
     hidden, feed_forward, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     lengths = [kept_tokens(length, sequence_length) for length in length_config or (sequence_length,) * layers]

@@ -5,47 +5,16 @@ feed-forward block and to the next layer (Kim & Cho, "Length-Adaptive Transforme
 https://aclanthology.org/2021.acl-long.508).  Nothing here remembers a call: a config is an argument.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from attention import attention_with_significance, explicit_attention, fused_attention, real_tokens
 from length_config import check_stored_length_config, is_fractional, kept_tokens, validate_length_config
 
 # ---- token selection -----------------------------------------------------------------------------------------------
-
-
-def real_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(B, K) bool, True where a token is no padding, from a (B, 1, Q or 1, K) boolean or additive mask; None if None."""
-    if attention_mask is None:
-        return None
-    row = attention_mask[:, 0, 0]  # a bidirectional padding mask is the same for every query
-    return row if row.dtype == torch.bool else row == 0
-
-
-def attention_with_significance(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Self-attention of (B, H, S, D) heads that also says how much attention each token receives.
-
-    Returns the context (B, S, H, D) and the significance (B, S), float32 without gradient: the probabilities summed
-    over heads and over the real queries, before dropout (section 3.1 of the paper; padding queries do not vote).
-    """
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    real = real_tokens(attention_mask)
-    voters = scores.new_ones(scores.shape[0], scores.shape[3])
-    if real is not None:
-        scores += torch.zeros_like(voters).masked_fill(~real, torch.finfo(scores.dtype).min)[:, None, None]
-        voters = voters * real
-    probabilities = scores.softmax(-1)
-    # A product with the voters reads the probabilities once; summing them in float32 would first copy them.
-    votes = torch.matmul(voters[:, None, None].expand(-1, scores.shape[1], -1, -1), probabilities.detach())
-    context = torch.matmul(nn.functional.dropout(probabilities, dropout, training=dropout > 0), value)
-    return context.transpose(1, 2), votes.float().sum((1, 2))
 
 
 def select_tokens(
@@ -68,9 +37,16 @@ def select_tokens(
     return kept, order < length[:, None]
 
 
+def _row_numbers(rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Where the `tokens` (B, l) of each sequence stand among the `rows` (B * S, D) of all sequences: (B * l)."""
+    numbers = torch.arange(rows.shape[0], device=rows.device).view(tokens.shape[0], -1)
+    return numbers.gather(1, tokens).flatten()
+
+
 def gather_tokens(hidden_states: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """The rows `kept` (B, l) of `hidden_states` (B, S, D): (B, l, D)."""
-    return hidden_states.gather(1, kept[:, :, None].expand(-1, -1, hidden_states.shape[2]))
+    rows = hidden_states.flatten(0, 1)  # whole rows are copied; torch.gather would look up every number
+    return rows.index_select(0, _row_numbers(rows, kept)).view(*kept.shape, -1)
 
 
 def restore_tokens(
@@ -87,7 +63,8 @@ def restore_tokens(
         return hidden_states
     if alive is not None:
         hidden_states = torch.where(alive[:, :, None], hidden_states, gather_tokens(buffer, positions))
-    return buffer.scatter(1, positions[:, :, None].expand_as(hidden_states), hidden_states.to(buffer.dtype))
+    rows, states = buffer.flatten(0, 1), hidden_states.flatten(0, 1).to(buffer.dtype)
+    return rows.index_copy(0, _row_numbers(rows, positions), states).view_as(buffer)
 
 
 def rows_to_keep(length: float, real: torch.Tensor | None, hidden_states: torch.Tensor) -> int | torch.Tensor:
@@ -115,19 +92,32 @@ def mask_of_kept(
 
 
 class LengthAdaptiveSelfAttention:
-    """Modifications: with `with_significance` the second output is the tokens' significance (B, S)."""
+    """Modifications: with `with_significance` the second output is the tokens' significance (B, S).
+
+    "sdpa" gets it without storing attention probabilities, "eager" from them.
+    """
+
+    fused_operator = None  # see LengthAdaptiveModel.use_fused_attention
 
     def forward(self, hidden_states, attention_mask=None, with_significance=False, **kwargs):
         if not with_significance and not self._trains_faster_without_sdpa(hidden_states):
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
-        batch, length, _ = hidden_states.shape
-        query, key, value = (
-            linear(hidden_states).view(batch, length, -1, self.attention_head_size).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
-        )
+        linears, real = (self.query, self.key, self.value), real_tokens(attention_mask)
+        if self._can_be_fused(hidden_states, linears):
+            return fused_attention(self.fused_operator, hidden_states, linears, self.num_attention_heads, real)
+        heads = (*hidden_states.shape[:2], -1, self.attention_head_size)
+        query, key, value = (linear(hidden_states).view(heads).transpose(1, 2) for linear in linears)
         dropout = self.dropout.p if self.training else 0.0
-        context, significance = attention_with_significance(query, key, value, attention_mask, self.scaling, dropout)
-        return context.reshape(batch, length, -1), significance if with_significance else None
+        attention = explicit_attention if self.config._attn_implementation == "eager" else attention_with_significance
+        context, significance = attention(query, key, value, real, self.scaling, dropout)
+        return context.flatten(2), significance if with_significance else None
+
+    def _can_be_fused(self, hidden_states: torch.Tensor, linears: Sequence[nn.Module]) -> bool:
+        in_float32 = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        infers_on_cpu = not torch.is_grad_enabled() and not self.training and hidden_states.device.type == "cpu"
+        plain = all(type(linear) is nn.Linear for linear in linears)  # others compute something else
+        wanted = self.fused_operator is not None and self.config._attn_implementation == "sdpa"
+        return wanted and infers_on_cpu and in_float32 and plain
 
     def _trains_faster_without_sdpa(self, hidden_states: torch.Tensor) -> bool:
         # In bf16 on a CPU the backward pass of PyTorch's flash attention takes longer than all other parts of a layer.
@@ -137,7 +127,7 @@ class LengthAdaptiveSelfAttention:
 
 
 class LengthAdaptiveLayer:
-    """Modifications: with `keep_length` only that many tokens reach the feed-forward block.
+    """Modifications: with `keep_length` only that many tokens leave the attention.
 
     Returns the hidden states with what `select_tokens` says of them.
     """
@@ -145,9 +135,11 @@ class LengthAdaptiveLayer:
     def forward(self, hidden_states, attention_mask=None, *args, keep_length=None, **kwargs):
         if keep_length is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        attention_output, significance = self.attention(hidden_states, attention_mask, with_significance=True)
+        context, significance = self.attention.self(hidden_states, attention_mask, with_significance=True)
         kept, alive = select_tokens(significance, real_tokens(attention_mask), keep_length)
-        return self.feed_forward_chunk(gather_tokens(attention_output, kept)), kept, alive
+        # The output projection works row by row, so tokens that go no further need none.
+        attention_output = self.attention.output(gather_tokens(context, kept), gather_tokens(hidden_states, kept))
+        return self.feed_forward_chunk(attention_output), kept, alive
 
 
 class LengthAdaptiveEncoder:
@@ -179,7 +171,7 @@ class LengthAdaptiveEncoder:
             hidden_states,
             None,
             None,
-        )  # positions (B, l): where the kept tokens stand in the input
+        )  # positions (B, l): where kept tokens stand in the input
         for index, (layer, length) in enumerate(zip(self.layer, lengths)):
             if layer_config is not None and index not in layer_config:
                 continue
@@ -198,7 +190,7 @@ class LengthAdaptiveEncoder:
 
 
 class LengthAdaptiveModel:
-    """Modifications: checks the stored length config when a model is built, loaded or saved."""
+    """Modifications: checks the stored length config when a model is built, loaded or saved; `use_fused_attention`."""
 
     _supports_flash_attn = _supports_flex_attn = False  # their masks do not say which tokens are padding
 
@@ -209,3 +201,13 @@ class LengthAdaptiveModel:
     def save_pretrained(self, *args, **kwargs):
         check_stored_length_config(self.config)
         return super().save_pretrained(*args, **kwargs)
+
+    def use_fused_attention(self, operator: Callable) -> None:
+        """Let layers that drop tokens attend by `operator`, torch.ops.quala.attention, where that is possible.
+
+        That is inference in float32 on a CPU. The operator makes one product of a layer's query, key and value, so that
+        hooks on these three modules are not called.
+        """
+        for module in self.modules():
+            if isinstance(module, LengthAdaptiveSelfAttention):
+                module.fused_operator = operator

@@ -1,4 +1,5 @@
 """The fused operators of the native engine: what stands between two INT8 products, without graphs or compilation.
+The float model takes its attention with the tokens' scores from here too.
 
 They work on packed sequences: the real tokens of all sequences in one matrix (T, ...), without padding; `offsets` (B + 1)
 says where each begins.  Here they are in PyTorch, which says what they compute.  Where a C++ compiler and AVX-512 are at
@@ -160,7 +161,7 @@ def load_fused_operators(cache_dir: Path) -> bool:
     try:
         torch.ops.load_library(str(_built(cache_dir)))
     except (OSError, RuntimeError) as error:
-        logger.warning("the native engine's operators run in PyTorch, which is slower: %s", error)
+        logger.warning("the fused operators are not compiled, which is slower: %s", error)
         return False
     return True
 

@@ -105,6 +105,11 @@ def cxx_compiler() -> str | None:
     return next(filter(shutil.which, [os.environ.get("CXX") or "g++", "clang++"]), None)
 
 
+def engine_cache(folder: str | Path | None) -> Path:
+    """Where what is compiled is kept: `folder` (--engine_cache_dir) or, if it is None, the user's own cache."""
+    return Path(folder or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "quala")).expanduser()
+
+
 def folder_in_cache(cache_dir: Path) -> tempfile.TemporaryDirectory:
     """A temporary folder where what is compiled is kept; RunError if nothing can be written there."""
     try:

@@ -28,7 +28,7 @@ from arguments import Arguments
 from candidates import SearchError
 from command_line import parse_args
 from data_qa import DataError
-from evaluate_qa import asked_length_config, evaluate, measure_rates, predict, prepare_engines
+from evaluate_qa import asked_length_config, evaluate, measure_rates, predict, prepare_attention, prepare_engines
 from length_config import LengthConfigError, in_unit
 from loading import QuestionSet, load_data, load_model, make_trainer
 from model_card import write_model_card
@@ -139,6 +139,8 @@ def run(args: Arguments) -> None:
     length_config = asked_length_config(args, model.config)  # a misfit is said before any work is done
     if args.quantization.int8:
         prepare_engines(args, model, length_config)
+    elif not args.quantization.tune:
+        prepare_attention(args, model, length_config)
     train_features, questions = load_data(args, tokenizer)
     begin_output_dir(args)
     validation = questions.get("validation")

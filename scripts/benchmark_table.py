@@ -31,7 +31,8 @@ from int8_backends import open_int8
 from int8_engine import CompiledModel
 from length_config import count_macs, parse_length_config
 from modeling_la_auto import MODEL_CLASSES
-from results_qa import environment, write_json
+from native_ops import load_fused_operators
+from results_qa import engine_cache, environment, write_json
 
 HEADER = ("model", "backend", "dtype", "length config", "MACs", "MiB", "F1", "EM", "batch", "tokens", "ms a batch")
 HEADER += ("p90", "p99", "samples/s", "speed-up")
@@ -77,6 +78,8 @@ def make_contenders(args: argparse.Namespace) -> list[Contender]:
     config, length = AutoConfig.from_pretrained(args.model), args.max_seq_length
     chosen = parse_length_config(args.length_config, config.num_hidden_layers, length)
     reader = MODEL_CLASSES[config.model_type].from_pretrained(args.model, dtype=torch.float32)
+    if load_fused_operators(engine_cache(args.engine_cache_dir)):
+        reader.use_fused_attention(torch.ops.quala.attention)
     bert = MODEL_CLASSES["bert"](BertConfig(architectures=["BERT-base"]))
     bert_facts = {"model": "BERT-base, random", "eval_f1": None, "eval_exact_match": None}
     bert_facts |= {"size_bytes": 4 * bert.num_parameters()}

@@ -9,6 +9,7 @@ CACHE = tempfile.mkdtemp(prefix="qa-tests-")
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": CACHE,
+    "XDG_CACHE_HOME": CACHE,
     "HF_DATASETS_CACHE": f"{CACHE}/datasets",
     "HF_EVALUATE_CACHE": f"{CACHE}/evaluate",
     "HF_METRICS_CACHE": f"{CACHE}/metrics",

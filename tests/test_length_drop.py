@@ -16,7 +16,7 @@ from length_config import (
     sample_length_config,
     validate_length_config,
 )
-from length_drop import attention_with_significance, restore_tokens, select_tokens
+from length_drop import restore_tokens, select_tokens
 
 MINILM = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 PAPER = (315, 251, 242, 159, 142, 33)
@@ -130,23 +130,6 @@ def test_layer_drop_keeps_each_layer_with_its_probability():
         for layer in sample_layer_config(rng, 6, prob=0.2):
             kept[layer] += 1
     assert all(0.77 < count / 3000 < 0.83 for count in kept)
-
-
-def test_significance_is_the_column_sum_over_heads_and_real_queries():
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 7, 8)
-    real = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
-    context, significance = attention_with_significance(query, key, value, real[:, None, None], scaling=0.3)
-    for row, length in enumerate((7, 4)):
-        expected = torch.zeros(length)
-        for head in range(4):
-            for i in range(length):
-                weights = torch.exp(0.3 * key[row, head, :length] @ query[row, head, i])
-                weights = weights / weights.sum()
-                expected += weights
-                torch.testing.assert_close(context[row, i, head], weights @ value[row, head, :length])
-        torch.testing.assert_close(significance[row, :length], expected)
-        assert significance[row, length:].abs().max() < 1e-30 if length < 7 else True
 
 
 def test_selection_keeps_cls_and_the_most_significant_in_their_order():

@@ -280,12 +280,15 @@ def test_count_macs_agrees_with_torchprofile(family, length_config):
     before = [32, *(length_config or (32,) * 3)]
     # Products it counts and the published convention does not: scaling the scores of 4 heads or, where tokens are
     # dropped, the queries, with the votes (of the tokens that are no padding) for them; and (RoBERTa) counting
-    # positions. And one the convention has, which today's models no longer do: the mask.
-    steps = list(itertools.pairwise(before))
-    scaling = sum(length * model.config.hidden_size if after < length else 4 * length**2 for length, after in steps)
+    # positions. And two the convention has: the mask, which today's models no longer multiply by, and output
+    # projection and LayerNorm of the tokens that are dropped before them.
+    steps, width = list(itertools.pairwise(before)), model.config.hidden_size
+    scaling = sum(length * width if after < length else 4 * length**2 for length, after in steps)
     votes = sum(4 * length**2 + length for length, after in steps if after < length)
+    dropped = sum((length - after) * (width**2 + width) for length, after in steps)
     positions = 32 if model.config.model_type == "roberta" else 0
-    assert traced == count_macs(model.config, length_config, sequence_length=32) + scaling + votes + positions - 32
+    published = count_macs(model.config, length_config, sequence_length=32)
+    assert traced == published + scaling + votes + positions - 32 - dropped
 
 
 class _Positional(torch.nn.Module):

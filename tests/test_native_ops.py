@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 import native_ops
+from attention import explicit_attention
 from int8_modules import Int8Linear
-from length_drop import attention_with_significance, select_tokens
+from length_drop import select_tokens
 from native_engine import NativeLinear, Packed, micro_batches
 from results_qa import RunError
 
@@ -45,7 +46,7 @@ def test_attention_is_that_of_pytorch_sequence_by_sequence(implementation, heads
         query, key, value = fused[begin:end].view(1, end - begin, 3, heads, size).permute(2, 0, 3, 1, 4)
         expected = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(end - begin, -1)
         torch.testing.assert_close(context[begin:end], expected, atol=2e-6, rtol=1e-5)
-        _, votes = attention_with_significance(query, key, value, None, size**-0.5)
+        _, votes = explicit_attention(query, key, value, None, size**-0.5, 0.0)
         torch.testing.assert_close(significance[begin:end], votes[0], atol=1e-5, rtol=1e-5)
 
 
