@@ -9,6 +9,7 @@ from arguments import Arguments
 from benchmark import Contender, benchmark_rows
 from candidates import SearchError
 from checks import parse_rates
+from errors import RunError
 from features_qa import make_collator
 from int8_engine import Int8Model
 from length_drop import (
@@ -19,7 +20,7 @@ from length_drop import (
     validate_length_config,
 )
 from loading import QuestionSet
-from results_qa import RunError, how_made, write_json, write_results
+from results_qa import how_made, write_json, write_results
 from search_qa import choose_from
 from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import write_answers

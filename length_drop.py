@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 MIN_LENGTH = 2  # a sampled config keeps at least two tokens, as the published recipe does
 LENGTH_CONFIG_TEXT = re.compile(r"\s*(?:\(([^()\[\]]*)\)|\[([^()\[\]]*)\]|([^()\[\]]*))\s*")
@@ -267,6 +266,9 @@ class LengthAdaptiveEncoder:
             positions = kept if positions is None else positions.gather(1, kept)
             if attention_mask is not None:
                 attention_mask = attention_mask[:, :, :1].gather(3, kept[:, None, None])
+        # Here, because INT8 models check length configs without the rest of transformers.
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=restore_tokens(restored, hidden_states, positions)
         )

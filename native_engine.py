@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from errors import RunError
 from int8_engine import Int8Model, check_integer_products, executed_products
+from int8_folder import read_modules
 from int8_modules import Int8Linear
 from native_ops import load_fused_operators
-from quantization import load_int8
-from results_qa import RunError, instruction_set
+from results_qa import instruction_set
 
 logger = logging.getLogger(__name__)
 ops = torch.ops.quala
@@ -82,14 +83,16 @@ class Packed:
 class NativeLayer(nn.Module):
     """A layer of the encoder: packed hidden states in float and in bytes, the same after the layer."""
 
-    def __init__(self, layer: nn.Module, following: NativeLinear, heads: int):
+    def __init__(self, parts: dict[str, nn.Module], following: NativeLinear, heads: int):
         super().__init__()
-        attention = layer.attention
         self.heads, self.following = heads, following
-        self.fused = NativeLinear(attention.self.query, attention.self.key, attention.self.value)
-        self.context, self.context_norm = NativeLinear(attention.output.dense), attention.output.LayerNorm
-        self.up = NativeLinear(layer.intermediate.dense)
-        self.down, self.norm = NativeLinear(layer.output.dense), layer.output.LayerNorm
+        self.fused = NativeLinear(*(parts[f"attention.self.{name}"] for name in ("query", "key", "value")))
+        self.context, self.context_norm = (
+            NativeLinear(parts["attention.output.dense"]),
+            parts["attention.output.LayerNorm"],
+        )
+        self.up = NativeLinear(parts["intermediate.dense"])
+        self.down, self.norm = NativeLinear(parts["output.dense"]), parts["output.LayerNorm"]
 
     def forward(self, hidden, values, packed: Packed, length: int | None):
         fused = self.fused(*values)
@@ -120,11 +123,16 @@ class NativeModel(Int8Model):
         if self.config.hidden_act != "gelu":
             raise RunError(f"--quantization_backend native knows GELU, not {self.config.hidden_act}: use pt2e.")
         load_fused_operators(self.cache_dir)
-        model, heads = load_int8(folder), self.config.num_attention_heads
-        self.embeddings, self.head = model.base_model.embeddings, NativeLinear(model.qa_outputs)
+        modules, base, heads = (
+            read_modules(folder, self.recipe),
+            self.config.model_type,
+            self.config.num_attention_heads,
+        )
+        self.embeddings = nn.ModuleDict(below(f"{base}.embeddings.", modules))
+        self.head = NativeLinear(modules["qa_outputs"])
         self.layers, following = nn.ModuleList(), self.head
-        for layer in reversed(model.base_model.encoder.layer):
-            self.layers.insert(0, NativeLayer(layer, following, heads))
+        for index in reversed(range(self.config.num_hidden_layers)):
+            self.layers.insert(0, NativeLayer(below(f"{base}.encoder.layer.{index}.", modules), following, heads))
             following = self.layers[0].fused
         self._proven = False
 
@@ -152,12 +160,13 @@ class NativeModel(Int8Model):
 
     def embed(self, inputs: dict[str, torch.Tensor], real: torch.Tensor) -> torch.Tensor:
         """The embeddings (T, D) of the real tokens."""
-        padding = getattr(self.embeddings, "padding_idx", None)  # RoBERTa counts real tokens, from the one after it
-        position = torch.arange(real.shape[1]).expand_as(real) if padding is None else real.cumsum(1) + padding
-        types = inputs.get("token_type_ids", torch.zeros_like(inputs["input_ids"]))
-        names = ("input_ids", "token_type_ids", "position_ids")
-        tensors = (inputs["input_ids"], types, position)
-        return self.embeddings(**{name: tensor[real][None] for name, tensor in zip(names, tensors)})[0]
+        ids, norm = inputs["input_ids"], self.embeddings["LayerNorm"]
+        types = inputs.get("token_type_ids", torch.zeros_like(ids))
+        positions = torch.arange(real.shape[1]).expand_as(real)
+        if self.config.model_type == "roberta":  # counts real tokens, from the number after that of padding
+            positions = real.cumsum(1) + self.config.pad_token_id
+        numbers = {"word": ids, "token_type": types, "position": positions}
+        return norm(sum(self.embeddings[f"{name}_embeddings"](number[real]) for name, number in numbers.items()))
 
     def answer(self, inputs, real, length_config, result: torch.Tensor) -> None:
         """Write the logits of a few sequences into `result` (B * S, 2); padding keeps its zeros.
@@ -176,6 +185,11 @@ class NativeModel(Int8Model):
             hidden, values, packed = layer(hidden, values, packed, length if drops else None)
             longest = min(longest, length)
         result[packed.positions] = self.head(*values)
+
+
+def below(prefix: str, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): module for name, module in modules.items() if name.startswith(prefix)}
 
 
 def micro_batches(lengths: list[int]) -> list[tuple[int, int]]:

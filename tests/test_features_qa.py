@@ -11,7 +11,8 @@ import pytest
 from datasets import Dataset
 
 import features_qa
-from data_qa import DataError, load_splits
+from data_qa import load_splits
+from errors import DataError
 from features_qa import featurize, make_collator
 
 LENGTHS = {"max_seq_length": 64, "doc_stride": 16}

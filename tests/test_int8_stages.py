@@ -12,15 +12,17 @@ from transformers import RobertaConfig
 
 import pt2e_engine
 import quantize_qa
+from compiled_engine import CompiledModel
+from errors import RunError
 from int8_backends import BACKENDS, open_int8
-from int8_engine import CompiledModel, check_integer_products, executed_products, integer_products, linear_shapes
+from int8_engine import check_integer_products, executed_products, integer_products, linear_shapes
+from int8_folder import RECIPE_FILE
 from modeling_la_auto import MODEL_CLASSES
 from native_engine import NativeModel
 from pt2e_engine import Pt2eModel
-from quantization import RECIPE_FILE, load_int8, quantize, recipes, save_int8
+from quantization import load_int8, quantize, recipes, save_int8
 from quantize_qa import within_tolerance
 from reader import Reader
-from results_qa import RunError
 
 CONFIG = "(40, 24, 10)"
 

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 import native_ops
+from errors import RunError
 from int8_modules import Int8Linear
 from length_drop import attention_with_significance, select_tokens
 from native_engine import NativeLinear, Packed, micro_batches
-from results_qa import RunError
 
 ops = torch.ops.quala
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 from transformers import BertConfig, RobertaConfig
 
+import int8_folder
 import quantization
 from calibration import channel_maxima, linear_layers, observe_ranges, smoothing_factors
+from errors import RunError
+from int8_folder import RECIPE_FILE, read_recipe
 from int8_modules import Int8Embedding, Int8Linear
 from modeling_la_auto import MODEL_CLASSES
-from quantization import RECIPE_FILE, Recipe, copy_int8, load_int8, quantize, read_recipe, recipes, save_int8
-from results_qa import RunError
+from quantization import Recipe, copy_int8, load_int8, quantize, recipes, save_int8
 
 SIZES = {
     "vocab_size": 100,
@@ -210,6 +212,6 @@ def test_a_copy_is_the_same_model_with_another_config(folder, tmp_path, batch):
 
 
 def test_a_folder_of_eight_bits_is_refused_without_vnni(folder, monkeypatch):
-    monkeypatch.setattr(quantization, "has_vnni", lambda: False)
+    monkeypatch.setattr(int8_folder, "has_vnni", lambda: False)
     with pytest.raises(RunError, match="AVX-512 VNNI"):
         load_int8(folder)
