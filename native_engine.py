@@ -23,6 +23,7 @@ from results_qa import instruction_set
 
 logger = logging.getLogger(__name__)
 ops = torch.ops.quala
+ROWS = 32  # products have a multiple of these: oneDNN compiles and keeps one for every number of rows that it meets
 TOKENS = 2048  # as many go through the layers together: what a layer leaves for the next one stays in the cache
 
 
@@ -50,10 +51,13 @@ class NativeLinear(nn.Module):
         self.scale = (1 / 127, 128) if self.by_token else (first.input_scale, first.input_zero_point)
 
     def forward(self, values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        weights = self.weight, self.weight_scale, self.weight_zero_point, None if self.by_token else self.bias
+        rows, bias = len(values), None if self.by_token else self.bias
+        if rows % ROWS:
+            values = F.pad(values, (0, 0, 0, -rows % ROWS))
+        weights = self.weight, self.weight_scale, self.weight_zero_point, bias
         product = torch.ops.onednn.qlinear_pointwise(
             values, *self.scale, *weights, 1.0, 0, torch.float32, "none", [], ""
-        )
+        )[:rows]
         return torch.addcmul(self.bias, product, largest) if self.by_token else product
 
 

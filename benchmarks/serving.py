@@ -8,6 +8,7 @@ files, which processes share), and the peak. Prints medians with the smallest an
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -58,9 +59,9 @@ def measure(args: argparse.Namespace, questions: list[tuple[str, str]]) -> dict[
             times.append(time.perf_counter())
         status = Path(f"/proc/{server.pid}/status").read_text()
         server.stdin.close()
-    latencies = [after - before for before, after in zip(times[1:], times[2:])]
+    first, *latencies = [after - before for before, after in itertools.pairwise(times)]
     entries = dict(line.split(":", 1) for line in status.splitlines())
-    numbers = {"first_answer_s": times[1] - times[0], "answer_ms": statistics.median(latencies) * 1e3}
+    numbers = {"first_answer_s": first, "answer_ms": statistics.median(latencies) * 1e3}
     return numbers | {name: int(entries[entry].split()[0]) / 1024 for entry, name in MEMORY.items()}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from zipfile import ZipFile
 
@@ -143,6 +144,14 @@ def test_the_benchmark_names_the_engine(int8, backend):
 def test_the_reader_answers_from_an_int8_folder(quantized, cache):
     answer = Reader.from_pretrained(quantized, cache_dir=cache)("Where?", "In a town.", length_config=(40, 24, 10))
     assert answer.text in "In a town."
+
+
+def test_the_reader_gives_the_answers_that_an_evaluation_gives(quantized, cache, squad_v1_file):
+    loaded = Reader.from_pretrained(quantized, cache_dir=cache)
+    reader = replace(loaded, max_seq_length=64, doc_stride=16)  # what the evaluation was made with
+    paragraphs = [paragraph for article in read(squad_v1_file)["data"] for paragraph in article["paragraphs"]]
+    found = {qa["id"]: reader(qa["question"], part["context"]).text for part in paragraphs for qa in part["qas"]}
+    assert found == read(quantized / "eval_predictions.json")
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
