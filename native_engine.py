@@ -23,7 +23,7 @@ from results_qa import instruction_set
 
 logger = logging.getLogger(__name__)
 ops = torch.ops.quala
-ROWS = 32  # products have a multiple of these: oneDNN compiles and keeps one for every number of rows that it meets
+ROWS = 32  # products have a multiple of these
 TOKENS = 2048  # as many go through the layers together: what a layer leaves for the next one stays in the cache
 
 
@@ -52,8 +52,9 @@ class NativeLinear(nn.Module):
 
     def forward(self, values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         rows, bias = len(values), None if self.by_token else self.bias
-        if rows % ROWS:
-            values = F.pad(values, (0, 0, 0, -rows % ROWS))
+        # oneDNN compiles a product for every number of rows that it meets and keeps a thousand, 270 KiB each: few numbers.
+        if missing := -rows % (ROWS if rows <= 16 * ROWS else 4 * ROWS):
+            values = F.pad(values, (0, 0, 0, missing))
         weights = self.weight, self.weight_scale, self.weight_zero_point, bias
         product = torch.ops.onednn.qlinear_pointwise(
             values, *self.scale, *weights, 1.0, 0, torch.float32, "none", [], ""
