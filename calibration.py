@@ -16,8 +16,8 @@ from torch import nn
 from torch.export import Dim
 from torch.fx import GraphModule
 
+from errors import RunError
 from int8_modules import replace_modules
-from results_qa import RunError
 
 
 class _Tensors(nn.Module):

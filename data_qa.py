@@ -22,6 +22,8 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.packaged_modules.generator.generator import Generator
 
+from errors import DataError
+
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
@@ -39,10 +41,6 @@ FEATURES = Features(
 HUB_ALIASES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 # How the files of each split begin in a local folder: SQuAD's own names and the usual ones.
 FILE_PREFIXES = {"train": ("train",), "validation": ("dev", "valid"), "test": ("test",)}
-
-
-class DataError(ValueError):
-    """Unusable data; the message is one line that names the file, the record and the remedy."""
 
 
 def load_splits(

@@ -11,6 +11,7 @@ from arguments import Arguments
 from benchmark import Contender, benchmark_rows
 from candidates import SearchError
 from checks import parse_rates
+from errors import RunError
 from features_qa import make_collator
 from int8_engine import Int8Model
 from length_config import (
@@ -25,7 +26,7 @@ from length_config import (
 )
 from loading import QuestionSet
 from native_ops import load_fused_operators
-from results_qa import RunError, engine_cache, how_made, write_json, write_results
+from results_qa import engine_cache, how_made, write_json, write_results
 from search_qa import choose_from
 from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import write_answers

@@ -1,17 +1,25 @@
 """The engines that can run an INT8 folder, by --quantization_backend."""
 
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
+from errors import RunError
 from int8_engine import Int8Model
-from ipex_engine import IpexModel
-from native_engine import NativeModel
-from pt2e_engine import Pt2eModel
-from quantization import read_recipe
-from results_qa import RunError
+from int8_folder import read_recipe
 
-BACKENDS = {"pt2e": Pt2eModel, "ipex": IpexModel, "native": NativeModel}
+# Module and class; what compiles engines imports a lot that what serves them does not.
+BACKENDS = {
+    "pt2e": ("pt2e_engine", "Pt2eModel"),
+    "ipex": ("ipex_engine", "IpexModel"),
+    "native": ("native_engine", "NativeModel"),
+}
+
+
+def backend_class(name: str) -> type[Int8Model]:
+    module, model = BACKENDS[name]
+    return getattr(import_module(module), model)
 
 
 def open_int8(
@@ -29,4 +37,4 @@ def open_int8(
             f"{folder} was tuned for --quantization_backend {made_for}, not {backend}: name {made_for}, or --tune a folder "
             "for the other."
         )
-    return BACKENDS[made_for](folder, cache_dir, autocast)
+    return backend_class(made_for)(folder, cache_dir, autocast)

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from int8_engine import CompiledModel, OpenLengths, captured
+from compiled_engine import CompiledModel, OpenLengths
+from errors import RunError
+from int8_engine import captured
 from int8_modules import Int8Linear, replace_modules
-from results_qa import RunError
 
 IPEX = "intel_extension_for_pytorch"
 MISSING = (

@@ -16,15 +16,18 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from arguments import Arguments, DataArguments
 from data_qa import load_splits
+from errors import RunError
 from features_qa import featurize, make_collator
-from int8_backends import BACKENDS
+from int8_backends import backend_class
 from int8_backends import open_int8 as open_int8_folder
 from int8_engine import Int8Model
+from int8_folder import RECIPE_FILE, sha256
 from modeling_la_auto import MODEL_CLASSES
-from quantization import RECIPE_FILE, sha256
-from results_qa import RunError
+from quantization import stored_config
+from squad_metric import score_answers
 from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
-from utils_qa import AnswerExtractor, Answers, AnswerSettings, score_answers
+from utils_qa import AnswerExtractor, Answers, AnswerSettings
+from windows_qa import max_positions
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +80,6 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def max_positions(config: PretrainedConfig) -> int:
-    """The longest sequence, in tokens, that the model has positions for."""
-    return config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
-
-
 def source_of(args: Arguments, flag: str) -> tuple[str, str]:
     """The flag that says where this part of the model comes from, and what it says."""
     flag = flag if getattr(args.model, flag) else "model_name_or_path"
@@ -106,7 +104,7 @@ def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     if args.quantization.int8:
         return load_int8_model(args)
     if args.quantization.tune:
-        BACKENDS[args.tuned_backend].require()
+        backend_class(args.tuned_backend).require()
     if Path(args.model.model_name_or_path, RECIPE_FILE).is_file():
         raise RunError(
             f"--model_name_or_path {args.model.model_name_or_path} holds an INT8 model: use it with --int8, or name the "
@@ -146,7 +144,9 @@ def open_int8(args: Arguments, folder: Path) -> Int8Model:
     """The model of an INT8 folder, its float parts in the precision that the command line asks for."""
     autocast = torch.bfloat16 if args.run.bf16 else None
     quantization = args.quantization
-    return open_int8_folder(folder, quantization.engine_cache_dir, autocast, quantization.quantization_backend)
+    model = open_int8_folder(folder, quantization.engine_cache_dir, autocast, quantization.quantization_backend)
+    model.config = stored_config(model.recipe)  # one that can be saved, and that a Trainer understands
+    return model
 
 
 def int8_folder(args: Arguments) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from quantization import RECIPE_FILE
+from int8_folder import RECIPE_FILE
 
 TEMPLATE = """---
 {header}

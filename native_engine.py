@@ -14,15 +14,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from errors import RunError
 from int8_engine import Int8Model, check_integer_products, executed_products
+from int8_folder import has_vnni, read_modules
 from int8_modules import Int8Linear
 from length_config import kept_tokens
 from native_ops import load_fused_operators
-from quantization import has_vnni, load_int8
-from results_qa import RunError, instruction_set
+from results_qa import instruction_set
 
 logger = logging.getLogger(__name__)
 ops = torch.ops.quala
+ROWS = 32  # products have a multiple of these
 TOKENS = 2048  # as many go through the layers together: what a layer leaves for the next one stays in the cache
 
 
@@ -50,10 +52,14 @@ class NativeLinear(nn.Module):
         self.scale = (1 / 127, 128) if self.by_token else (first.input_scale, first.input_zero_point)
 
     def forward(self, values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        weights = self.weight, self.weight_scale, self.weight_zero_point, None if self.by_token else self.bias
+        rows, bias = len(values), None if self.by_token else self.bias
+        # oneDNN compiles a product for every number of rows that it meets and keeps a thousand, 270 KiB each: few numbers.
+        if missing := -rows % (ROWS if rows <= 16 * ROWS else 4 * ROWS):
+            values = F.pad(values, (0, 0, 0, missing))
+        weights = self.weight, self.weight_scale, self.weight_zero_point, bias
         product = torch.ops.onednn.qlinear_pointwise(
             values, *self.scale, *weights, 1.0, 0, torch.float32, "none", [], ""
-        )
+        )[:rows]
         return torch.addcmul(self.bias, product, largest) if self.by_token else product
 
 
@@ -83,15 +89,17 @@ class Packed:
 class NativeLayer(nn.Module):
     """A layer of the encoder: packed hidden states in float and in bytes, the same after the layer."""
 
-    def __init__(self, layer: nn.Module, following: NativeLinear, heads: int):
+    def __init__(self, parts: dict[str, nn.Module], following: NativeLinear, heads: int):
         super().__init__()
-        attention = layer.attention
         self.heads, self.following = heads, following
         self.attend = ops.attention_int8 if has_vnni() else ops.attention
-        self.fused = NativeLinear(attention.self.query, attention.self.key, attention.self.value)
-        self.context, self.context_norm = NativeLinear(attention.output.dense), attention.output.LayerNorm
-        self.up = NativeLinear(layer.intermediate.dense)
-        self.down, self.norm = NativeLinear(layer.output.dense), layer.output.LayerNorm
+        self.fused = NativeLinear(*(parts[f"attention.self.{name}"] for name in ("query", "key", "value")))
+        self.context, self.context_norm = (
+            NativeLinear(parts["attention.output.dense"]),
+            parts["attention.output.LayerNorm"],
+        )
+        self.up = NativeLinear(parts["intermediate.dense"])
+        self.down, self.norm = NativeLinear(parts["output.dense"]), parts["output.LayerNorm"]
 
     def forward(self, hidden, values, packed: Packed, kept: torch.Tensor | None):
         fused = self.fused(*values)
@@ -122,11 +130,16 @@ class NativeModel(Int8Model):
         if self.config.hidden_act != "gelu":
             raise RunError(f"--quantization_backend native knows GELU, not {self.config.hidden_act}: use pt2e.")
         load_fused_operators(self.cache_dir)
-        model, heads = load_int8(folder), self.config.num_attention_heads
-        self.embeddings, self.head = model.base_model.embeddings, NativeLinear(model.qa_outputs)
+        modules, base, heads = (
+            read_modules(folder, self.recipe),
+            self.config.model_type,
+            self.config.num_attention_heads,
+        )
+        self.embeddings = nn.ModuleDict(below(f"{base}.embeddings.", modules))
+        self.head = NativeLinear(modules["qa_outputs"])
         self.layers, following = nn.ModuleList(), self.head
-        for layer in reversed(model.base_model.encoder.layer):
-            self.layers.insert(0, NativeLayer(layer, following, heads))
+        for index in reversed(range(self.config.num_hidden_layers)):
+            self.layers.insert(0, NativeLayer(below(f"{base}.encoder.layer.{index}.", modules), following, heads))
             following = self.layers[0].fused
         self._proven = False
 
@@ -154,12 +167,13 @@ class NativeModel(Int8Model):
 
     def embed(self, inputs: dict[str, torch.Tensor], real: torch.Tensor) -> torch.Tensor:
         """The embeddings (T, D) of the real tokens."""
-        padding = getattr(self.embeddings, "padding_idx", None)  # RoBERTa counts real tokens, from the one after it
-        position = torch.arange(real.shape[1]).expand_as(real) if padding is None else real.cumsum(1) + padding
-        types = inputs.get("token_type_ids", torch.zeros_like(inputs["input_ids"]))
-        names = ("input_ids", "token_type_ids", "position_ids")
-        tensors = (inputs["input_ids"], types, position)
-        return self.embeddings(**{name: tensor[real][None] for name, tensor in zip(names, tensors)})[0]
+        ids, norm = inputs["input_ids"], self.embeddings["LayerNorm"]
+        types = inputs.get("token_type_ids", torch.zeros_like(ids))
+        positions = torch.arange(real.shape[1]).expand_as(real)
+        if self.config.model_type == "roberta":  # counts real tokens, from the number after that of padding
+            positions = real.cumsum(1) + self.config.pad_token_id
+        numbers = {"word": ids, "token_type": types, "position": positions}
+        return norm(sum(self.embeddings[f"{name}_embeddings"](number[real]) for name, number in numbers.items()))
 
     def answer(self, inputs, real, length_config, result: torch.Tensor) -> None:
         """Write the logits of a few sequences into `result` (B * S, 2); padding keeps its zeros.
@@ -179,6 +193,11 @@ class NativeModel(Int8Model):
             hidden, values, packed = layer(hidden, values, packed, kept if drops else None)
             left = torch.minimum(left, kept)
         result[packed.positions] = self.head(*values)
+
+
+def below(prefix: str, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): module for name, module in modules.items() if name.startswith(prefix)}
 
 
 def micro_batches(lengths: list[int]) -> list[tuple[int, int]]:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from torch.utils import cpp_extension
 
 from results_qa import cxx_compiler, folder_in_cache, processor
 
@@ -180,6 +179,8 @@ def _built(cache_dir: Path) -> Path:
 
 
 def _compile(library: Path) -> None:
+    from torch.utils import cpp_extension  # takes a while, and is only needed here
+
     compiler = cxx_compiler()
     if compiler is None:
         raise RuntimeError("there is no C++ compiler (apt-get install g++)")

@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 
 from arguments import Arguments
-from quantization import RECIPE_FILE
-from results_qa import RunError, write_json
+from errors import RunError
+from int8_folder import RECIPE_FILE
+from results_qa import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch.export import Dim
 
-from int8_engine import CompiledModel, OpenLengths
-from results_qa import RunError, cxx_compiler
+from compiled_engine import CompiledModel, OpenLengths
+from errors import RunError
+from results_qa import cxx_compiler
 
 # Freezing packs the weights for the INT8 products; the number of threads is the caller's, not the compiling process's.
 INDUCTOR = {"freezing": True, "cpp.dynamic_threads": True}

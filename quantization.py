@@ -1,33 +1,25 @@
-"""Post-training quantization to INT8, and the folder that keeps it: one calibration, any engine, any length config.
+"""Post-training quantization to INT8, and writing the folder that keeps it: one calibration, any engine, any length config.
 
-An INT8 folder holds int8 weights, scales and activation ranges in safetensors, and everything else in a JSON recipe that
-names the weights file and its checksum.  The recipe is written last and renamed into place: a kill leaves the old model
-or the new one.
+The recipe is written last and renamed into place: a kill leaves the old model or the new one.
 """
 
 import copy
-import hashlib
-import json
-import logging
 import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from calibration import channel_maxima, linear_layers, observe_ranges, smoothing_factors
+from int8_folder import FORMAT, RECIPE_FILE, has_vnni, read_modules, read_recipe, sha256
 from int8_modules import Int8Embedding, Int8Linear, replace_modules
 from modeling_la_auto import MODEL_CLASSES
-from results_qa import RunError, write_json
+from results_qa import write_json
 
-logger = logging.getLogger(__name__)
-RECIPE_FILE = "int8_recipe.json"
-FORMAT = 1  # raise it when the code can no longer read older folders
 # The input of the second feed-forward product comes out of GELU: in MiniLM's first four layers one token in 190 is six to
 # eight times as large as the median one, so that a common range leaves the others an eighth of its steps.
 AFTER_GELU = r"layer\.\d+\.output\.dense$"
@@ -67,11 +59,6 @@ def recipes(approach: str, method: str, embeddings: bool) -> list[Recipe]:
     if approach == "dynamic":
         return [dynamic]
     return [Recipe(calibration_method=method, smoothing=alpha, **common) for alpha in (0.5, 0.7)] + [dynamic]
-
-
-def has_vnni() -> bool:
-    """Whether the processor adds products of bytes up in 32 bits (AVX-512 VNNI or AMX)."""
-    return torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def quantize(model: nn.Module, recipe: Recipe, batches: list[dict[str, torch.Tensor]]) -> nn.Module:
@@ -145,38 +132,6 @@ def copy_int8(source: str | Path, target: str | Path, config: PretrainedConfig) 
     config.save_pretrained(target)
 
 
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_recipe(folder: str | Path) -> dict:
-    """What RECIPE_FILE of an INT8 folder says; RunError if it is none, is damaged or was made for another processor."""
-    path = Path(folder, RECIPE_FILE)
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-        weights = path.with_name(Path(recipe["weights"]).name)  # in this folder, whatever the recipe says
-        recipe["weights"] = weights.name
-        if recipe["format"] != FORMAT:
-            raise RunError(f"{folder} is an INT8 folder of format {recipe['format']}, not {FORMAT}: --tune it again.")
-        if sha256(weights) != recipe["sha256"]:
-            raise RunError(f"{weights} is not the file that {RECIPE_FILE} was written for: --tune again.")
-        bits, _ = recipe["recipe"]["weight_bits"], recipe["backend"]
-    except FileNotFoundError as error:
-        raise RunError(
-            f"{folder} holds no INT8 model ({Path(error.filename).name} is missing): make one by --tune."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(f"{path} is damaged ({error!r}): --tune again.") from error
-    if bits == 8 and not has_vnni():
-        raise RunError(
-            f"{folder} uses all 8 bits, for processors with AVX-512 VNNI, which this one lacks: --tune it here."
-        )
-    return recipe
-
-
 def stored_config(recipe: dict) -> PretrainedConfig:
     """The model's configuration, as the recipe file keeps it."""
     return AutoConfig.for_model(**recipe["config"])
@@ -185,24 +140,7 @@ def stored_config(recipe: dict) -> PretrainedConfig:
 def load_int8(folder: str | Path) -> nn.Module:
     """The quantized model of an INT8 folder in PyTorch operators: what engines are built from, slow by itself."""
     recipe = read_recipe(folder)
-    try:
-        tensors = load_file(Path(folder, recipe["weights"]))
-        model = MODEL_CLASSES[recipe["config"]["model_type"]](stored_config(recipe)).eval()
-        replaced = {name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")}
-        modules = {name: rebuild(model.get_submodule(name), name, tensors) for name in sorted(replaced)}
-        replace_modules(model, modules)
-        floats = {name: value for name, value in tensors.items() if name.rpartition(".")[0] not in replaced}
-        missing, unexpected = model.load_state_dict(floats, strict=False)
-    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise RunError(f"{folder} does not hold the INT8 model that its {RECIPE_FILE} describes: {error}") from error
-    missing = [name for name in missing if name.rpartition(".")[0] not in replaced]
-    if missing or unexpected:
-        raise RunError(f"{folder} does not hold the INT8 model of its {RECIPE_FILE}: {[*missing, *unexpected][0]}")
-    return model
-
-
-def rebuild(original: nn.Module, name: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """The INT8 module in the place of `original`, from the tensors whose names begin with its own."""
-    kind = Int8Linear if isinstance(original, nn.Linear) else Int8Embedding
-    own = {key.rpartition(".")[2]: value for key, value in tensors.items() if key.rpartition(".")[0] == name}
-    return kind.from_tensors(own)
+    modules = read_modules(folder, recipe)
+    model = MODEL_CLASSES[recipe["config"]["model_type"]](stored_config(recipe))
+    replace_modules(model, modules)
+    return model.eval()

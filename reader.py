@@ -3,22 +3,22 @@
 from reader import Reader
 reader = Reader.from_pretrained("output/dynamic")
 print(reader("Who wrote it?", "The report was written by Ada Lovelace.", length_config=(200, 150, 120, 90, 60, 30)))
+
+An INT8 folder is opened without transformers and datasets, which would take most of the memory and of the time.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from torch.nn.utils.rnn import pad_sequence
 
-from features_qa import make_collator, prepare_validation_features
+from errors import RunError
 from int8_backends import open_int8
-from loading import max_positions
-from modeling_la_auto import MODEL_CLASSES
-from quantization import RECIPE_FILE
-from results_qa import RunError
+from int8_folder import RECIPE_FILE
 from utils_qa import AnswerSettings, extract_answers
+from windows_qa import max_positions, prepare_validation_features
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reader:
-    """A model with its tokenizer, answering one question at a time."""
+    """A model with its tokenizer, answering one question at a time; `input_names` are those of the model's arguments."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: torch.nn.Module
+    tokenizer: Tokenizer
+    input_names: tuple[str, ...]
     max_seq_length: int = 384
     doc_stride: int = 128
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs) -> "Reader":
         """Load a folder (of an INT8 model too) or hub id; keyword arguments go to the model's from_pretrained."""
-        config = AutoConfig.from_pretrained(folder)
-        if config.model_type not in MODEL_CLASSES:
-            raise RunError(f"{folder} is of type {config.model_type}; supported are {' and '.join(MODEL_CLASSES)}.")
-        if Path(folder, RECIPE_FILE).is_file():
-            model = open_int8(folder, **kwargs)
-        else:
-            model = MODEL_CLASSES[config.model_type].from_pretrained(folder, **kwargs).eval()
+        parts = (open_int8_reader if Path(folder, RECIPE_FILE).is_file() else open_float_reader)(folder, **kwargs)
+        config = parts[0].config
         length = min(getattr(config, "length_config_max_length", None) or 384, max_positions(config))
-        return cls(model, AutoTokenizer.from_pretrained(folder), length, min(128, length // 3))
+        return cls(*parts, length, min(128, length // 3))
 
     def __call__(self, question: str, context: str, length_config: tuple[int, ...] | None = None) -> Answer:
         """The best answer; `length_config` None means the one stored in the model, or else full length.
@@ -59,13 +55,43 @@ class Reader:
         DataError if the question is too long for a window or the context holds no token.
         """
         example = {"id": ["0"], "question": [question], "context": [context]}
-        columns = prepare_validation_features(example, self.tokenizer, self.max_seq_length, self.doc_stride)
-        features = Dataset.from_dict(columns)
-        inputs = features.select_columns([name for name in self.tokenizer.model_input_names]).to_list()
-        batch = make_collator(self.tokenizer, False, self.max_seq_length)(inputs).to(self.model.device)
+        lengths = self.max_seq_length, self.doc_stride
+        features = prepare_validation_features(example, self.tokenizer, self.input_names, *lengths)
         with torch.inference_mode():
-            outputs = self.model(**batch, length_config=length_config)
+            outputs = self.model(**self.batch(features), length_config=length_config)
         logits = (outputs.start_logits.float().cpu().numpy(), outputs.end_logits.float().cpu().numpy())
-        answers = extract_answers(Dataset.from_dict(example), features, logits, AnswerSettings())
-        best = answers.nbest["0"][0]
+        best = extract_answers(example, features, logits, AnswerSettings()).nbest["0"][0]
         return Answer(best["text"], best["probability"], best["start"], best["end"])
+
+    def batch(self, features: dict[str, list]) -> dict[str, torch.Tensor]:
+        """What the model is fed, padded to the longest window."""
+        padding = {"input_ids": self.model.config.pad_token_id}
+        return {
+            name: pad_sequence([torch.tensor(row) for row in features[name]], True, padding.get(name, 0)).to(
+                self.model.device
+            )
+            for name in self.input_names
+        }
+
+
+def open_int8_reader(folder: str | Path, **kwargs) -> tuple[torch.nn.Module, Tokenizer, tuple[str, ...]]:
+    """Model, tokenizer and names of the inputs of an INT8 folder."""
+    model, path = open_int8(folder, **kwargs), Path(folder, "tokenizer.json")
+    try:
+        return model, Tokenizer.from_str(path.read_text(encoding="utf-8")), model.input_names
+    except Exception as error:  # tokenizers raises no other kind
+        raise RunError(f"{path} cannot be read ({error}): copy the tokenizer of the model there.") from error
+
+
+def open_float_reader(folder: str | Path, **kwargs) -> tuple[torch.nn.Module, Tokenizer, tuple[str, ...]]:
+    """The same of a float folder or hub id."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from modeling_la_auto import MODEL_CLASSES
+
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in MODEL_CLASSES:
+        raise RunError(f"{folder} is of type {config.model_type}; supported are {' and '.join(MODEL_CLASSES)}.")
+    model = MODEL_CLASSES[config.model_type].from_pretrained(folder, **kwargs).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return model, tokenizer.backend_tokenizer, tuple(tokenizer.model_input_names)

@@ -8,14 +8,14 @@ import subprocess
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from arguments import Arguments
+from errors import RunError
 
-
-class RunError(ValueError):
-    """Something a run needs is missing or does not fit; the message says what to do."""
+if TYPE_CHECKING:  # to import the flags is to import the Trainer
+    from arguments import Arguments
 
 
 def write_json(path: str | Path, data: object) -> None:
@@ -35,7 +35,7 @@ def plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value.tolist()
 
 
-def write_results(args: Arguments, stage: str, results: dict) -> None:
+def write_results(args: "Arguments", stage: str, results: dict) -> None:
     """Write {stage}_results.json with its environment, and gather all stages' results in all_results.json."""
     folder = Path(args.run.output_dir)
     write_json(folder / f"{stage}_results.json", results | how_made(args))
@@ -47,7 +47,7 @@ def write_results(args: Arguments, stage: str, results: dict) -> None:
     write_json(folder / "all_results.json", gathered)
 
 
-def how_made(args: Arguments) -> dict[str, dict]:
+def how_made(args: "Arguments") -> dict[str, dict]:
     """What a result was made with: the settings that decide on it, and the environment."""
     data, run = args.data, args.run
     files = {f"{split}_file": getattr(data, f"{split}_file") for split in ("train", "validation", "test")}

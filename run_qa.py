@@ -27,7 +27,7 @@ from transformers.trainer_callback import TrainerState
 from arguments import Arguments
 from candidates import SearchError
 from command_line import parse_args
-from data_qa import DataError
+from errors import DataError, RunError
 from evaluate_qa import asked_length_config, evaluate, measure_rates, predict, prepare_attention, prepare_engines
 from length_config import LengthConfigError, in_unit
 from loading import QuestionSet, load_data, load_model, make_trainer
@@ -36,7 +36,7 @@ from output_folder import begin_output_dir, forget_scores, last_checkpoint, prep
 from plots import PlotError, plot_loss_curve
 from quantization import copy_int8
 from quantize_qa import tune
-from results_qa import RunError, write_results
+from results_qa import write_results
 from search_qa import search
 from trainer_qa import QuestionAnsweringTrainer
 

@@ -15,12 +15,12 @@ from transformers.trainer_callback import ProgressCallback
 from arguments import Arguments
 from candidate_store import CandidateStore, load_store
 from candidates import Candidate, SearchError, choose, pareto_frontier, spread, write_frontier_csv
+from errors import RunError
 from evolution import EvolutionarySearch, SearchSettings
 from int8_engine import Int8Model
 from length_config import count_macs, in_unit
 from loading import QuestionSet
 from plots import plot_pareto
-from results_qa import RunError
 from trainer_qa import QuestionAnsweringTrainer
 
 logger = logging.getLogger(__name__)

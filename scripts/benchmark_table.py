@@ -24,11 +24,11 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BertConfig
 
 from benchmark import Contender, benchmark_rows
+from compiled_engine import CompiledModel
 from data_qa import load_splits
 from evaluate_qa import padded_batch
 from features_qa import featurize
 from int8_backends import open_int8
-from int8_engine import CompiledModel
 from length_config import count_macs, parse_length_config
 from modeling_la_auto import MODEL_CLASSES
 from native_ops import load_fused_operators

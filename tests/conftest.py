@@ -26,7 +26,7 @@ from stages import SEARCH, SIZES, TRAINING, digest, succeed
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
-from int8_backends import BACKENDS
+from int8_backends import BACKENDS, backend_class
 from int8_engine import Int8Model
 
 CITIES = ["Ardenville", "Brückstadt", "Calder", "Dunmoor", "Eastholm", "Fennick"]
@@ -51,7 +51,7 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def backend(request) -> type[Int8Model]:
     """The class of the INT8 models under test."""
-    return BACKENDS[request.param]
+    return backend_class(request.param)
 
 
 def pytest_unconfigure():

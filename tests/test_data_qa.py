@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from data_qa import FEATURES, DataError, cache_key, load_splits, read_records
+from data_qa import FEATURES, cache_key, load_splits, read_records
+from errors import DataError
 
 RECORD = {
     "id": "q1",

@@ -11,7 +11,9 @@ import pytest
 from datasets import Dataset
 
 import features_qa
-from data_qa import DataError, load_splits
+import windows_qa
+from data_qa import load_splits
+from errors import DataError
 from features_qa import featurize, make_collator
 
 LENGTHS = {"max_seq_length": 64, "doc_stride": 16}
@@ -163,8 +165,9 @@ def test_features_are_cached_across_processes_whatever_the_tokenizer_did_before(
     assert os.stat(files[0]).st_mtime_ns > stamps[0]
 
 
+@pytest.mark.parametrize("module", [features_qa, windows_qa])
 def test_editing_the_feature_code_makes_features_anew_and_reads_no_file_anew(
-    bert_tokenizer, squad_v1_file, tmp_path, monkeypatch
+    module, bert_tokenizer, squad_v1_file, tmp_path, monkeypatch
 ):
     def cached() -> list[str]:
         dataset = load(squad_v1_file)
@@ -173,8 +176,8 @@ def test_editing_the_feature_code_makes_features_anew_and_reads_no_file_anew(
 
     questions, features = cached()
     assert cached() == [questions, features]
-    edited = tmp_path / "features_qa.py"
-    edited.write_bytes(Path(features_qa.__file__).read_bytes() + b"# edited\n")
-    monkeypatch.setattr(features_qa, "__file__", str(edited))
+    edited = tmp_path / "edited.py"
+    edited.write_bytes(Path(module.__file__).read_bytes() + b"# edited\n")
+    monkeypatch.setattr(module, "__file__", str(edited))
     questions_after, features_after = cached()
     assert questions_after == questions and features_after != features

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from zipfile import ZipFile
 
@@ -12,15 +13,17 @@ from transformers import RobertaConfig
 
 import pt2e_engine
 import quantize_qa
+from compiled_engine import CompiledModel
+from errors import RunError
 from int8_backends import BACKENDS, open_int8
-from int8_engine import CompiledModel, check_integer_products, executed_products, integer_products, linear_shapes
+from int8_engine import check_integer_products, executed_products, integer_products, linear_shapes
+from int8_folder import RECIPE_FILE, has_vnni
 from modeling_la_auto import MODEL_CLASSES
 from native_engine import NativeModel
 from pt2e_engine import Pt2eModel
-from quantization import RECIPE_FILE, has_vnni, load_int8, quantize, recipes, save_int8
+from quantization import load_int8, quantize, recipes, save_int8
 from quantize_qa import within_tolerance
 from reader import Reader
-from results_qa import RunError
 
 CONFIG = "(40, 24, 10)"
 
@@ -141,6 +144,14 @@ def test_the_benchmark_names_the_engine(int8, backend):
 def test_the_reader_answers_from_an_int8_folder(quantized, cache):
     answer = Reader.from_pretrained(quantized, cache_dir=cache)("Where?", "In a town.", length_config=(40, 24, 10))
     assert answer.text in "In a town."
+
+
+def test_the_reader_gives_the_answers_that_an_evaluation_gives(quantized, cache, squad_v1_file):
+    loaded = Reader.from_pretrained(quantized, cache_dir=cache)
+    reader = replace(loaded, max_seq_length=64, doc_stride=16)  # what the evaluation was made with
+    paragraphs = [paragraph for article in read(squad_v1_file)["data"] for paragraph in article["paragraphs"]]
+    found = {qa["id"]: reader(qa["question"], part["context"]).text for part in paragraphs for qa in part["qas"]}
+    assert found == read(quantized / "eval_predictions.json")
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------

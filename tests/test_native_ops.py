@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 import native_ops
 from attention import explicit_attention
+from errors import RunError
 from int8_modules import Int8Linear
 from length_drop import select_tokens
 from native_engine import NativeLinear, Packed, micro_batches
-from results_qa import RunError
 
 ops = torch.ops.quala
 

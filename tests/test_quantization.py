@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from transformers import BertConfig, RobertaConfig
 
+import int8_folder
 import quantization
 from calibration import channel_maxima, linear_layers, observe_ranges, smoothing_factors
+from errors import RunError
+from int8_folder import RECIPE_FILE, read_recipe, sha256
 from int8_modules import Int8Embedding, Int8Linear
 from modeling_la_auto import MODEL_CLASSES
-from quantization import RECIPE_FILE, Recipe, copy_int8, load_int8, quantize, read_recipe, recipes, save_int8
-from results_qa import RunError
+from quantization import Recipe, copy_int8, load_int8, quantize, recipes, save_int8
 
 SIZES = {
     "vocab_size": 100,
@@ -202,6 +205,29 @@ def test_a_recipe_that_does_not_fit_is_refused_in_one_line(folder, change, messa
         load_int8(folder)
 
 
+LAYER = "bert.encoder.layer.1."
+
+
+@pytest.mark.parametrize(
+    "name, tensor",
+    [
+        (LAYER + "attention.self.key.bias", torch.zeros(31)),
+        (LAYER + "attention.self.key.weight_scale", torch.zeros(1)),
+        (LAYER + "output.dense.smoothing", torch.ones(63)),
+        (LAYER + "output.LayerNorm.weight", torch.ones(33)),
+        (LAYER + "output.LayerNorm.weight", None),
+        ("bert.pooler.weight", torch.zeros(32, 32)),
+    ],
+)
+def test_a_tensor_that_does_not_fit_or_is_missing_is_named(folder, name, tensor):
+    recipe = read_recipe(folder)
+    tensors = load_file(folder / recipe["weights"]) | {name: tensor}
+    (folder / recipe["weights"]).write_bytes(save({key: value for key, value in tensors.items() if value is not None}))
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe | {"sha256": sha256(folder / recipe["weights"])}))
+    with pytest.raises(RunError, match=f"does not hold the INT8 model .*{name.rpartition('.')[0]}"):
+        load_int8(folder)
+
+
 def test_a_copy_is_the_same_model_with_another_config(folder, tmp_path, batch):
     config = make_model().config
     config.length_config, config.length_config_max_length = [30, 20, 10], 64
@@ -210,6 +236,6 @@ def test_a_copy_is_the_same_model_with_another_config(folder, tmp_path, batch):
 
 
 def test_a_folder_of_eight_bits_is_refused_without_vnni(folder, monkeypatch):
-    monkeypatch.setattr(quantization, "has_vnni", lambda: False)
+    monkeypatch.setattr(int8_folder, "has_vnni", lambda: False)
     with pytest.raises(RunError, match="AVX-512 VNNI"):
         load_int8(folder)

@@ -4,9 +4,8 @@ from conftest import passage
 from stages import SIZES
 from transformers import BertConfig, BertForQuestionAnswering, RobertaConfig, RobertaForQuestionAnswering
 
-from data_qa import DataError
+from errors import DataError, RunError
 from reader import Answer, Reader
-from results_qa import RunError
 
 
 @pytest.fixture

@@ -9,13 +9,12 @@ from datasets import Dataset, Features, List, Value
 
 from data_qa import FEATURES, load_splits
 from features_qa import featurize
+from squad_metric import SquadMetric, score_answers
 from utils_qa import (
     AnswerExtractor,
     Answers,
     AnswerSettings,
-    SquadMetric,
     extract_answers,
-    score_answers,
     write_answers,
 )
 

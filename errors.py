@@ -1,0 +1,9 @@
+"""What ends a run or a call with one clear line instead of a traceback."""
+
+
+class RunError(ValueError):
+    """Something a run needs is missing or does not fit; the message says what to do."""
+
+
+class DataError(ValueError):
+    """Unusable data; the message is one line that names the file, the record and the remedy."""
