@@ -72,15 +72,15 @@ std::tuple<Tensor, Tensor> quantize(
   });
 }
 
-// x Phi(x), where Phi - 1/2 is a minimax polynomial on [-4, 4] and constant beyond (error 4e-5, or 4e-5 |x|: one two-hundredth
-// of the step that a byte of such a row has).
+// x Phi(x) with the error function of Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26 (error 1.5e-7).
 Vec gelu(const Vec& x) {
-  const Vec z = at::vec::clamp(x, Vec(-4.f), Vec(4.f)), square = z * z;
-  Vec series(-1.30129841e-9f);
-  for (const float factor : {1.04196291e-7f, -3.65713909e-6f, 7.48551279e-5f, -1.00649099e-3f, 9.5054006e-3f, -6.58878472e-2f,
-                             0.398673397f})
-    series = at::vec::fmadd(series, square, Vec(factor));
-  return x * at::vec::fmadd(z, series, Vec(0.5f));
+  const Vec z = x.abs() * Vec(0.70710678f), t = Vec(1.f) / at::vec::fmadd(z, Vec(0.3275911f), Vec(1.f));
+  Vec series = at::vec::fmadd(t, Vec(1.061405429f), Vec(-1.453152027f));
+  series = at::vec::fmadd(series, t, Vec(1.421413741f));
+  series = at::vec::fmadd(series, t, Vec(-0.284496736f));
+  series = at::vec::fmadd(series, t, Vec(0.254829592f)) * t;
+  const Vec erf = Vec(1.f) - series * (z * z).neg().exp_u20();
+  return Vec(0.5f) * (x + x.abs() * erf);
 }
 
 std::tuple<Tensor, Tensor> gelu_quantize(
