@@ -115,19 +115,19 @@ def _flash_on_cuda(query, key, value, bias, scaling, dropout):
 
 
 def fused_attention(
-    operator: Callable, hidden_states: torch.Tensor, linears: list[nn.Linear], heads: int, real: torch.Tensor | None
+    hidden_states: torch.Tensor, linears: list[nn.Linear], heads: int, real: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Context (B, S, H * D) and significance (B, S) of `hidden_states` (B, S, C) by one product and one `operator`.
+    """Context (B, S, H * D) and significance (B, S) of `hidden_states` (B, S, C) by one product and one operator.
 
-    `linears` make queries, keys and values; `operator` is torch.ops.quala.attention.  Padding is left out of both, and
-    its context is zero.
+    `linears` make queries, keys and values, but are not called themselves, nor are hooks on them.  Padding is left out of
+    both, and its context is zero.
     """
     weight, bias = torch.cat([linear.weight for linear in linears]), torch.cat([linear.bias for linear in linears])
     if real is None:
         real = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool)
     offsets = F.pad(real.sum(1).cumsum(0), (1, 0))
     rows = hidden_states[real] if offsets[-1] < real.numel() else hidden_states.flatten(0, 1)
-    context, significance = operator(F.linear(rows, weight, bias), offsets, heads, True)
+    context, significance = torch.ops.quala.attention(F.linear(rows, weight, bias), offsets, heads, True)
     if offsets[-1] < real.numel():
         context = context.new_zeros(*real.shape, context.shape[1]).masked_scatter_(real[:, :, None], context)
         significance = significance.new_zeros(real.shape).masked_scatter_(real, significance)

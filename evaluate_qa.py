@@ -101,14 +101,13 @@ def prepare_engines(args: Arguments, model: Int8Model, length_config: tuple[int,
 
 
 def prepare_attention(args: Arguments, model: PreTrainedModel, length_config: tuple[int, ...] | None) -> None:
-    """Let a float model that will drop tokens on a CPU use the fused attention; compiled where it is missing."""
+    """Load the fused attention for a float model that will drop tokens on a CPU; compiled where it is missing."""
     lengths = length_config or getattr(model.config, "length_config", None)
     drops = args.search.do_search or args.length_adaptive.measure_rate or lengths
     if not drops or args.run.bf16 or args.run.device.type != "cpu":
         return
     with args.run.main_process_first(desc="fused attention"):
-        if load_fused_operators(engine_cache(args.quantization.engine_cache_dir)):
-            model.use_fused_attention(torch.ops.quala.attention)
+        load_fused_operators(engine_cache(args.quantization.engine_cache_dir))
 
 
 def without_timing(metrics: dict) -> dict:

@@ -5,7 +5,7 @@ feed-forward block and to the next layer (Kim & Cho, "Length-Adaptive Transforme
 https://aclanthology.org/2021.acl-long.508).  Nothing here remembers a call: a config is an argument.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from attention import attention_with_significance, explicit_attention, fused_attention, real_tokens
 from length_config import check_stored_length_config, is_fractional, kept_tokens, validate_length_config
+from native_ops import fused_operators_loaded
 
 # ---- token selection -----------------------------------------------------------------------------------------------
 
@@ -97,14 +98,12 @@ class LengthAdaptiveSelfAttention:
     "sdpa" gets it without storing attention probabilities, "eager" from them.
     """
 
-    fused_operator = None  # see LengthAdaptiveModel.use_fused_attention
-
     def forward(self, hidden_states, attention_mask=None, with_significance=False, **kwargs):
         if not with_significance and not self._trains_faster_without_sdpa(hidden_states):
             return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
         linears, real = (self.query, self.key, self.value), real_tokens(attention_mask)
         if self._can_be_fused(hidden_states, linears):
-            return fused_attention(self.fused_operator, hidden_states, linears, self.num_attention_heads, real)
+            return fused_attention(hidden_states, linears, self.num_attention_heads, real)
         heads = (*hidden_states.shape[:2], -1, self.attention_head_size)
         query, key, value = (linear(hidden_states).view(heads).transpose(1, 2) for linear in linears)
         dropout = self.dropout.p if self.training else 0.0
@@ -116,7 +115,7 @@ class LengthAdaptiveSelfAttention:
         in_float32 = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         infers_on_cpu = not torch.is_grad_enabled() and not self.training and hidden_states.device.type == "cpu"
         plain = all(type(linear) is nn.Linear for linear in linears)  # others compute something else
-        wanted = self.fused_operator is not None and self.config._attn_implementation == "sdpa"
+        wanted = self.config._attn_implementation == "sdpa" and fused_operators_loaded()
         return wanted and infers_on_cpu and in_float32 and plain
 
     def _trains_faster_without_sdpa(self, hidden_states: torch.Tensor) -> bool:
@@ -190,7 +189,7 @@ class LengthAdaptiveEncoder:
 
 
 class LengthAdaptiveModel:
-    """Modifications: checks the stored length config when a model is built, loaded or saved; `use_fused_attention`."""
+    """Modifications: checks the stored length config when a model is built, loaded or saved."""
 
     _supports_flash_attn = _supports_flex_attn = False  # their masks do not say which tokens are padding
 
@@ -201,13 +200,3 @@ class LengthAdaptiveModel:
     def save_pretrained(self, *args, **kwargs):
         check_stored_length_config(self.config)
         return super().save_pretrained(*args, **kwargs)
-
-    def use_fused_attention(self, operator: Callable) -> None:
-        """Let layers that drop tokens attend by `operator`, torch.ops.quala.attention, where that is possible.
-
-        That is inference in float32 on a CPU. The operator makes one product of a layer's query, key and value, so that
-        hooks on these three modules are not called.
-        """
-        for module in self.modules():
-            if isinstance(module, LengthAdaptiveSelfAttention):
-                module.fused_operator = operator

@@ -152,10 +152,15 @@ def _(x, residual, weight, bias, eps, shrink, scale, zero_point):
 # ---- the operators in C++ ------------------------------------------------------------------------------------------
 
 
+def fused_operators_loaded() -> bool:
+    """Whether the operators of this process are those in C++."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("quala::attention", "CPU")
+
+
 @cache
 def load_fused_operators(cache_dir: Path) -> bool:
     """Put the C++ operators in the place of those in PyTorch, for the whole process; False (and said so) if it cannot be."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key("quala::attention", "CPU"):
+    if fused_operators_loaded():
         return True  # loaded before, from another folder
     try:
         torch.ops.load_library(str(_built(cache_dir)))

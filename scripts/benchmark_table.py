@@ -78,8 +78,7 @@ def make_contenders(args: argparse.Namespace) -> list[Contender]:
     config, length = AutoConfig.from_pretrained(args.model), args.max_seq_length
     chosen = parse_length_config(args.length_config, config.num_hidden_layers, length)
     reader = MODEL_CLASSES[config.model_type].from_pretrained(args.model, dtype=torch.float32)
-    if load_fused_operators(engine_cache(args.engine_cache_dir)):
-        reader.use_fused_attention(torch.ops.quala.attention)
+    load_fused_operators(engine_cache(args.engine_cache_dir))
     bert = MODEL_CLASSES["bert"](BertConfig(architectures=["BERT-base"]))
     bert_facts = {"model": "BERT-base, random", "eval_f1": None, "eval_exact_match": None}
     bert_facts |= {"size_bytes": 4 * bert.num_parameters()}
