@@ -112,6 +112,8 @@ class LengthAdaptiveSelfAttention:
         return context.flatten(2), significance if with_significance else None
 
     def _can_be_fused(self, hidden_states: torch.Tensor, linears: Sequence[nn.Module]) -> bool:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False  # packing depends on the data
         in_float32 = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         infers_on_cpu = not torch.is_grad_enabled() and not self.training and hidden_states.device.type == "cpu"
         plain = all(type(linear) is nn.Linear for linear in linears)  # others compute something else
