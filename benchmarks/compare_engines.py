@@ -5,7 +5,7 @@
         --max_questions 500 --output benchmarks/results/engines.json
 
 Latency: one window and 32, padded to --max_seq_length.  Throughput: the questions of the whole set (or --max_questions drawn
-by --seed) at their real lengths, windows sorted by length, in batches of --batch_size padded to their longest, without
+by --seed) at their real lengths, windows sorted by length, in batches of --batch_sizes padded to their longest, without
 post-processing.  Both at full length and at the length config.  Every engine's logits are compared with the float32
 reader's at the same config, and its answers are scored.  Leaves the numbers as JSON, a table (.md) and a picture (.png).
 
@@ -45,7 +45,6 @@ PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx", "intel_extension_for_pyto
 MEASURES = {"latency": measure_latency, "throughput": measure_throughput}
 COLUMNS = {  # of the tables: key of a row, how it is written
     "latency": {
-        "batch_size": ("batch", "{}"),
         "ms_a_window": ("ms a window", "{:.2f}"),
         "ms_a_window_p90": ("p90", "{:.2f}"),
     },
@@ -56,7 +55,8 @@ COLUMNS = {  # of the tables: key of a row, how it is written
         "f1": ("F1", "{:.2f}"),
     },
 }
-COMMON = {"same_spans": ("same spans", "{:.3f}"), "logit_difference_mean": ("mean difference", "{:.3f}")}
+FIRST = {"batch_size": ("batch", "{}")}
+LAST = {"same_spans": ("same spans", "{:.3f}"), "logit_difference_mean": ("mean difference", "{:.3f}")}
 
 
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,7 +75,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max_questions", type=int, help="throughput on so many questions, drawn by --seed (default: all)"
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="windows a batch of the throughput")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32], help="windows a batch of the throughput")
     parser.add_argument("--repeats", type=int, default=10, help="timed turns a batch of the latency")
     parser.add_argument("--passes", type=int, default=3, help="timed turns a batch of the throughput")
     parser.add_argument("--threads", type=int, default=2)
@@ -85,8 +85,9 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--engine_cache_dir", help="folder of the compiled engines (default: ~/.cache/quala)")
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args(argv)
-    for name in ("max_questions", "batch_size", "repeats", "passes", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
+    numbers = {name: getattr(args, name) for name in ("max_questions", "repeats", "passes", "threads")}
+    for name, number in (numbers | {"batch_sizes": min(args.batch_sizes)}).items():
+        if number is not None and number < 1:
             parser.error(f"--{name} must be at least 1.")
     if args.output.suffix != ".json":
         parser.error(f"--output {args.output} must end in .json.")
@@ -153,7 +154,7 @@ def machine() -> dict:
 
 def table(mode: str, rows: list[dict]) -> str:
     """The rows of a mode as Markdown."""
-    columns = COLUMNS[mode] | COMMON
+    columns = FIRST | COLUMNS[mode] | LAST
     lines = ["| engine | config | " + " | ".join(title for title, _ in columns.values()) + " |"]
     lines.append("|" + "---|" * (len(columns) + 2))
     for row in rows:
@@ -172,10 +173,10 @@ def report(args: argparse.Namespace, results: dict) -> str:
 
 
 def draw(args: argparse.Namespace, results: dict) -> None:
-    """The picture of these latencies and those of --beside, in batches of 32, where there are any."""
+    """The picture of these latencies and those of --beside, in the larger batches, where there are any."""
     drawn = {}
     for result in (results, *(json.loads(path.read_text(encoding="utf-8")) for path in args.beside)):
-        rows = [row for row in result.get("latency", ()) if row["batch_size"] == 32]
+        rows = [row for row in result.get("latency", ()) if row["batch_size"] > 1]
         names = {row["engine"] for row in rows} - drawn.keys()  # an engine of several results is drawn once
         drawn |= {name: [row for row in rows if row["engine"] == name] for name in names}
     if drawn:

@@ -50,7 +50,7 @@ def measure_latency(
 ) -> list[dict]:
     """A row a contender and batch of the longest windows, all padded to the full length."""
     rows = []
-    for size in (1, 32):
+    for size in sorted({1, min(32, len(questions.features))}):
         batch = padded_batch(tokenizer, questions.features.select(range(size)), args.max_seq_length)
         logits = {index: [run(contender, batch)] for index, contender in enumerate(contenders)}
         timed = benchmark_rows(contenders, batch, repeats=args.repeats, pause=PAUSE)
@@ -60,33 +60,39 @@ def measure_latency(
     return rows
 
 
-def measure_throughput(
-    args: argparse.Namespace, contenders: list[Contender], tokenizer, questions: QuestionSet
-) -> list[dict]:
-    """A row a contender: questions a second at real lengths, agreement and scores.
+def measure_throughput(args: argparse.Namespace, contenders: list[Contender], tokenizer, questions: QuestionSet):
+    """A row a contender and --batch_sizes: questions a second at real lengths, agreement and scores.
 
-    The time of the set is the sum of its batches' medians; a pass that compares the logits is each batch's warm-up.
+    The time of the set is the sum of its batches' medians; the pass that compares the logits is each batch's warm-up.
     """
     contenders = [contender for contender in contenders if not getattr(contender.model, "static", False)]
     if args.max_questions:
         questions = questions.sample(args.max_questions, args.seed)
+    rows, asked = [], len(questions.examples)
+    for size in args.batch_sizes:
+        seconds, logits = time_windows(args, contenders, tokenizer, questions.features, size)
+        agreements = compared(contenders, logits)
+        for index, contender in enumerate(contenders):
+            speed = {"questions": asked, "windows": len(questions.features), "batch_size": size, "passes": args.passes}
+            speed |= {"questions_per_second": asked / seconds[index][0]}
+            speed |= {"seconds_median": seconds[index][0], "seconds_p90": seconds[index][1]}
+            answers = questions.extractor(joined(logits[index], args.max_seq_length), nbest=False)
+            rows.append(contender.row() | speed | agreements[index] | questions.score(answers))
+    return rows
+
+
+def time_windows(args: argparse.Namespace, contenders: list[Contender], tokenizer, features, size: int):
+    """Seconds (contenders, 2), median and 90th percentile, for all windows in batches, and the logits by contender."""
     collate = make_collator(tokenizer, False, args.max_seq_length)
-    windows = questions.features.select_columns(list(tokenizer.model_input_names))
+    windows = features.select_columns(list(tokenizer.model_input_names))
     logits, seconds = {index: [] for index in range(len(contenders))}, np.zeros((len(contenders), 2))
-    for numbers in group(len(windows), args.batch_size):
+    for numbers in group(len(windows), size):
         batch = dict(collate(windows.select(numbers).to_list()))
         for index, contender in enumerate(contenders):
             logits[index].append(run(contender, batch))
         timed = benchmark_rows(contenders, batch, warm_up=0, repeats=args.passes, pause=PAUSE)
         seconds += [[row[f"latency_ms_{share}"] / 1e3 for share in ("median", "p90")] for row in timed]
-    asked, rows = len(questions.examples), []
-    for index, (contender, facts) in enumerate(zip(contenders, compared(contenders, logits))):
-        speed = {"questions": asked, "windows": len(windows), "batch_size": args.batch_size, "passes": args.passes}
-        speed |= {"seconds_median": seconds[index][0], "seconds_p90": seconds[index][1]}
-        speed["questions_per_second"] = asked / seconds[index][0]
-        answers = questions.extractor(joined(logits[index], args.max_seq_length), nbest=False)
-        rows.append(contender.row() | speed | facts | questions.score(answers))
-    return rows
+    return seconds, logits
 
 
 def joined(logits: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
