@@ -142,7 +142,7 @@ def test_a_comparison_leaves_json_table_and_picture(dynamic, squad_v1_file, tmp_
         "--validation_file",
         squad_v1_file,
         "--length_config",
-        "(40, 20)",
+        "(40, 20, 10)",
         "--max_questions",
         5,
     ]
