@@ -152,6 +152,13 @@ def machine() -> dict:
     return found | {"load_average": os.getloadavg()[0]}
 
 
+def settings(args: argparse.Namespace) -> dict:
+    """What decides on the numbers; of files and folders their names, not where they lie."""
+    found = {name: value for name, value in vars(args).items() if name not in ("beside", "engine_cache_dir", "output")}
+    names = {name: found[name] and Path(found[name]).name for name in ("model", "peers", "validation_file")}
+    return found | names | {"int8": [Path(folder).name for folder in args.int8]}
+
+
 def table(mode: str, rows: list[dict]) -> str:
     """The rows of a mode as Markdown."""
     columns = FIRST | COLUMNS[mode] | LAST
@@ -189,8 +196,7 @@ def compare(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     tokenizer, contenders = AutoTokenizer.from_pretrained(args.model), make_contenders(args)
     questions = load_questions(args, tokenizer)
-    settings = {name: value for name, value in vars(args).items() if name not in ("beside", "engine_cache_dir")}
-    results = {"environment": machine(), "settings": settings, "int8_macs_per_second": int8_peak()}
+    results = {"environment": machine(), "settings": settings(args), "int8_macs_per_second": int8_peak()}
     for mode in args.modes:
         results[mode] = MEASURES[mode](args, contenders, tokenizer, questions)
         results["load_average_after"] = os.getloadavg()[0]

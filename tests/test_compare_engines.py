@@ -154,6 +154,7 @@ def test_a_comparison_leaves_json_table_and_picture(dynamic, squad_v1_file, tmp_
         ("float32 reader", at, size) for size in (2, 3) for at in ("full", "config")
     ]
     assert all(row["same_spans"] == 1 and row["logit_difference_max"] == 0 and row["questions"] == 5 for row in rows)
+    assert results["settings"]["model"] == dynamic.name and str(dynamic.parent) not in output.read_text()
     assert results["latency"][0]["sequence_length"] == 64 and results["environment"]["cpu"]
     assert output.with_suffix(".md").read_text().count("| float32 reader |") == 8
     assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
