@@ -12,16 +12,18 @@ WARM_UP, REPEATS = 2, 10
 
 
 def measure_latency(
-    calls: dict[Hashable, Callable[[], object]], warm_up: int = WARM_UP, repeats: int = REPEATS
+    calls: dict[Hashable, Callable[[], object]], warm_up: int = WARM_UP, repeats: int = REPEATS, pause: float = 0.0
 ) -> dict[Hashable, dict[str, float]]:
     """Time each call `repeats` times in turn, so that drift of the machine hits all alike.
 
     Returns median, 90th and 99th percentile in milliseconds a call, by name. A call that leaves work queued on a GPU
-    must synchronise itself.
+    must synchronise itself. `pause` is what is waited before each call, in seconds: another library's threads may spin
+    on for some milliseconds after its call.
     """
     times = {name: [] for name in calls}
     for turn in range(warm_up + repeats):
         for name, call in calls.items():
+            time.sleep(pause)
             started = time.perf_counter()
             call()
             if turn >= warm_up:
@@ -59,21 +61,27 @@ class Contender:
         }
 
 
-def benchmark_rows(contenders: Sequence[Contender], batch: dict[str, torch.Tensor]) -> list[dict]:
+def benchmark_rows(
+    contenders: Sequence[Contender],
+    batch: dict[str, torch.Tensor],
+    warm_up: int = WARM_UP,
+    repeats: int = REPEATS,
+    pause: float = 0.0,
+) -> list[dict]:
     """Latency of the contenders in turn on one padded `batch`: a row each, milliseconds a batch."""
     batch_size, sequence_length = batch["input_ids"].shape
     common = {
         "batch_size": batch_size,
         "sequence_length": sequence_length,
         "threads": torch.get_num_threads(),
-        "warm_up": WARM_UP,
-        "repeats": REPEATS,
+        "warm_up": warm_up,
+        "repeats": repeats,
     }
     calls = {}
     for index, contender in enumerate(contenders):
         contender.model.eval()
         calls[index] = partial(contender, {name: tensor.to(contender.model.device) for name, tensor in batch.items()})
-    timings = measure_latency(calls)
+    timings = measure_latency(calls, warm_up, repeats, pause)
     rows = [contender.row() | common | timings[index] for index, contender in enumerate(contenders)]
     for row in rows:
         row["samples_per_second"] = round(batch_size * 1e3 / row["latency_ms_median"], 2)

@@ -132,3 +132,39 @@ def plot_loss_curve(path: str | Path, log_history: Sequence[dict]) -> None:
     axes.spines["top"].set_visible(False)
     axes.legend(fontsize=9, framealpha=0.95)
     figure.savefig(path, dpi=150)
+
+
+ENGINE_MARKERS = "osD^vP*Xh"
+ENGINE_COLORS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "black", "#F0E442", GREY)
+
+
+def plot_engines(path: str | Path, rows: Sequence[dict], macs_per_second: float) -> None:
+    """Draw milliseconds a window against the MACs ratio: a line an engine, and two through the origin.
+
+    A row has `engine`, `macs`, `full_macs` and `ms_a_window`. The dashed line is what the fastest engine at full length
+    would take if time went with MACs; the dotted one is the machine's floor, the MACs at `macs_per_second`. Raises
+    PlotError without matplotlib, or without a row at full length.
+    """
+    full = [row for row in rows if row["macs"] == row["full_macs"]]
+    if not full:
+        raise PlotError("no engine was measured at full length.")
+    figure, axes = _figure()
+    for number, engine in enumerate(dict.fromkeys(row["engine"] for row in rows)):
+        points = sorted(
+            (row["macs"] / row["full_macs"], row["ms_a_window"]) for row in rows if row["engine"] == engine
+        )
+        color, marker = (choices[number % len(choices)] for choices in (ENGINE_COLORS, ENGINE_MARKERS))
+        axes.plot(*zip(*points), f"{marker}-", color=color, markersize=6, linewidth=1.5, label=engine)
+    fastest = min(full, key=lambda row: row["ms_a_window"])
+    floor = fastest["full_macs"] / macs_per_second * 1e3
+    label = f"in proportion to MACs, from {fastest['engine']}"
+    axes.plot([0, 1], [0, fastest["ms_a_window"]], "--", color=GREY, linewidth=1.2, label=label)
+    label = f"the machine's floor: INT8 products at {macs_per_second / 1e9:.0f} GMAC/s"
+    axes.plot([0, 1], [0, floor], ":", color="black", linewidth=1.2, label=label)
+    axes.set_xlabel("MACs, as a fraction of full length's")
+    axes.set_ylabel("ms a window")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(bottom=0)
+    axes.spines["top"].set_visible(False)
+    axes.legend(fontsize=9, framealpha=0.95)
+    figure.savefig(path, dpi=150)

@@ -39,13 +39,18 @@ class Trial:
     metrics: dict
 
 
+def calibration_rows(features: Dataset, names: list[str], size: int, seed: int) -> list[dict]:
+    """`size` windows drawn by `seed`, longest first, each with the columns `names`."""
+    rows = features.select(sorted(random.Random(seed).sample(range(len(features)), min(size, len(features)))))
+    return sorted(rows.select_columns(names).to_list(), key=lambda row: -len(row["input_ids"]))
+
+
 def calibration_batches(args: Arguments, features: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
     """--num_calibration_samples training windows drawn by --seed, longest first, in batches without labels."""
-    rng, size = random.Random(args.run.seed), min(args.quantization.num_calibration_samples, len(features))
-    rows = features.select(sorted(rng.sample(range(len(features)), size)))
-    rows = sorted(rows.select_columns(tokenizer.model_input_names).to_list(), key=lambda row: -len(row["input_ids"]))
-    collate, step = make_collator(tokenizer, False, args.data.max_seq_length), args.run.per_device_eval_batch_size
-    return [dict(collate(rows[start : start + step])) for start in range(0, size, step)]
+    size, names = args.quantization.num_calibration_samples, tokenizer.model_input_names
+    rows, step = calibration_rows(features, names, size, args.run.seed), args.run.per_device_eval_batch_size
+    collate = make_collator(tokenizer, False, args.data.max_seq_length)
+    return [dict(collate(rows[start : start + step])) for start in range(0, len(rows), step)]
 
 
 def within_tolerance(quantization: QuantizationArguments, float_score: float, score: float) -> bool:

@@ -49,7 +49,7 @@ def test_every_package_that_the_code_imports_is_pinned(folder, files):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
-    ours = {"scripts"} | {path.stem for where in (".", "tests") for path in (root / where).glob("*.py")}
+    ours = {"scripts", "benchmarks"} | {path.stem for where in (".", "tests") for path in (root / where).glob("*.py")}
     lines = "\n".join((root / file).read_text() for file in files)
     pinned = {
         name.replace("-", "_").removesuffix("_pt") for name in re.findall(r"^([\w-]+)==", lines, flags=re.MULTILINE)
