@@ -31,7 +31,7 @@ def select_tokens(
     else:
         first = real.to(torch.uint8).argmax(1, keepdim=True)
         significance = significance.masked_fill(~real, -torch.inf).scatter(1, first, torch.inf)
-    if not isinstance(length, torch.Tensor):
+    if not isinstance(length, torch.Tensor) or length.dim() == 0:  # a number of tokens, as traced graphs have it
         return significance.topk(length, dim=1).indices.sort(1).values, None
     ranked = significance.topk(int(length.max()), dim=1).indices
     kept, order = ranked.sort(1)
