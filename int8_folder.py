@@ -18,6 +18,7 @@ from errors import RunError
 from int8_modules import Int8Embedding, Int8Linear
 
 RECIPE_FILE = "int8_recipe.json"
+NEEDED = ("model_type", "hidden_act", "pad_token_id")  # of the configuration, before a module is built
 FORMAT = 1  # raise it when the code can no longer read older folders
 
 
@@ -42,7 +43,7 @@ def read_recipe(folder: str | Path) -> dict:
             raise RunError(f"{folder} is an INT8 folder of format {recipe['format']}, not {FORMAT}: --tune it again.")
         if sha256(weights) != recipe["sha256"]:
             raise RunError(f"{weights} is not the file that {RECIPE_FILE} was written for: --tune again.")
-        bits, _ = recipe["recipe"]["weight_bits"], recipe["backend"]
+        bits, *_ = recipe["recipe"]["weight_bits"], recipe["backend"], *map(recipe["config"].__getitem__, NEEDED)
     except FileNotFoundError as error:
         raise RunError(
             f"{folder} holds no INT8 model ({Path(error.filename).name} is missing): make one by --tune."

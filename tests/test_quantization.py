@@ -190,6 +190,8 @@ def test_weights_that_were_changed_are_refused(folder):
         (lambda recipe: recipe | {"format": 0}, "format 0"),
         (lambda recipe: {}, "damaged"),
         (lambda recipe: [], "damaged"),
+        (lambda recipe: recipe | {"config": {}}, "damaged"),
+        (lambda recipe: recipe | {"config": []}, "damaged"),
         (lambda recipe: recipe | {"weights": "gone.safetensors"}, "gone.safetensors is missing"),
         (lambda recipe: recipe | {"config": recipe["config"] | {"hidden_size": 64}}, "does not hold the INT8 model"),
         (
