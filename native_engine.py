@@ -54,7 +54,7 @@ class NativeLinear(nn.Module):
     def forward(self, values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         rows, bias = len(values), None if self.by_token else self.bias
         # oneDNN compiles a product for every number of rows that it meets and keeps a thousand, 270 KiB each: few numbers.
-        if missing := -rows % ROWS:
+        if missing := -rows % (ROWS if rows <= 16 * ROWS else 4 * ROWS):
             values = F.pad(values, (0, 0, 0, missing))
         weights = self.weight, self.weight_scale, self.weight_zero_point, bias
         product = torch.ops.onednn.qlinear_pointwise(
