@@ -213,7 +213,9 @@ def check_data(args: Arguments) -> None:
 
 def check_length_config(args: Arguments) -> None:
     adaptive = args.length_adaptive
-    sources = [f"--{name}" for name in (*LENGTH_CONFIGS, "measure_rate") if getattr(adaptive, name)]
+    sources = [f"--{name}" for name in (*LENGTH_CONFIGS, "measure_rate") if getattr(adaptive, name) is not None]
+    for flag in sources:  # an unset variable of a script would silently mean full length
+        require(getattr(adaptive, flag[2:]), f"{flag} is empty: give it a value, or leave it out.")
     require(len(sources) <= 1, f"{' and '.join(sources)} exclude each other: give one.")
     given = [f"--{name}" for name in BUDGETS if getattr(adaptive, name) is not None]
     require(len(given) <= 1, f"{' and '.join(given)} exclude each other: give exactly one.")

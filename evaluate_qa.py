@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from arguments import Arguments
 from benchmark import Contender, benchmark_rows
 from candidates import SearchError
-from checks import parse_rates
+from checks import LENGTH_CONFIGS, parse_rates
 from errors import RunError
 from features_qa import make_collator
 from int8_engine import Int8Model
@@ -60,7 +60,7 @@ def mean_cost_facts(config, length_config: tuple[float, ...], lengths: list[int]
 def asked_length_config(args: Arguments, config) -> tuple[int, ...] | None:
     """The length config that the command line gives or has chosen from a search; None if it asks for none."""
     adaptive, layers, length = args.length_adaptive, config.num_hidden_layers, args.data.max_seq_length
-    flag = next((f for f in ("length_config", "length_ratios", "length_config_from") if getattr(adaptive, f)), None)
+    flag = next((name for name in LENGTH_CONFIGS if getattr(adaptive, name)), None)
     try:
         if adaptive.length_config:
             return parse_length_config(adaptive.length_config, layers, length)
@@ -91,10 +91,10 @@ def default_length_config(args: Arguments, config) -> tuple[int, ...]:
 
 def prepare_engines(args: Arguments, model: Int8Model, length_config: tuple[int, ...] | None) -> None:
     """Load the engines that the stages will need, and compile those that are missing, before any question is read."""
-    full = full_config(args, model.config)
+    full, adaptive = full_config(args, model.config), args.length_adaptive
     wanted = {length_config or getattr(model.config, "length_config", None) or full}
-    if args.search.do_search or args.run.benchmark or args.length_adaptive.measure_rate:
-        wanted |= {full, (1,) * len(full)}
+    if args.search.do_search or args.run.benchmark or adaptive.measure_rate:
+        wanted |= {in_unit(adaptive.length_unit, lengths, full[0]) for lengths in (full, (1,) * len(full))}
     with args.run.main_process_first(desc="INT8 engines"):
         for lengths in wanted:
             model.prepare(tuple(lengths))

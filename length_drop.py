@@ -168,11 +168,8 @@ class LengthAdaptiveEncoder:
         lengths = length_config or (hidden_states.shape[1],) * len(self.layer)
         lengths = validate_length_config(lengths, len(self.layer), max_length=None)
         real, previous = real_tokens(attention_mask), 1.0 if is_fractional(lengths) else hidden_states.shape[1]
-        restored, positions, alive = (
-            hidden_states,
-            None,
-            None,
-        )  # positions (B, l): where kept tokens stand in the input
+        # positions (B, l): where the kept tokens stand in the input; alive (B, l): which of them have gone on
+        restored, positions, alive = hidden_states, None, None
         for index, (layer, length) in enumerate(zip(self.layer, lengths)):
             if layer_config is not None and index not in layer_config:
                 continue

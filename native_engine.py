@@ -94,10 +94,8 @@ class NativeLayer(nn.Module):
         self.heads, self.following = heads, following
         self.attend = ops.attention_int8 if has_vnni() else ops.attention
         self.fused = NativeLinear(*(parts[f"attention.self.{name}"] for name in ("query", "key", "value")))
-        self.context, self.context_norm = (
-            NativeLinear(parts["attention.output.dense"]),
-            parts["attention.output.LayerNorm"],
-        )
+        self.context = NativeLinear(parts["attention.output.dense"])
+        self.context_norm = parts["attention.output.LayerNorm"]
         self.up = NativeLinear(parts["intermediate.dense"])
         self.down, self.norm = NativeLinear(parts["output.dense"]), parts["output.LayerNorm"]
 
@@ -130,11 +128,8 @@ class NativeModel(Int8Model):
         if self.config.hidden_act != "gelu":
             raise RunError(f"--quantization_backend native knows GELU, not {self.config.hidden_act}: use pt2e.")
         load_fused_operators(self.cache_dir)
-        modules, base, heads = (
-            read_modules(folder, self.recipe),
-            self.config.model_type,
-            self.config.num_attention_heads,
-        )
+        modules = read_modules(folder, self.recipe)
+        base, heads = self.config.model_type, self.config.num_attention_heads
         self.embeddings = nn.ModuleDict(below(f"{base}.embeddings.", modules))
         self.head = NativeLinear(modules["qa_outputs"])
         self.layers, following = nn.ModuleList(), self.head

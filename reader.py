@@ -49,8 +49,8 @@ class Reader:
         length = min(getattr(config, "length_config_max_length", None) or 384, max_positions(config))
         return cls(*parts, length, min(128, length // 3))
 
-    def __call__(self, question: str, context: str, length_config: tuple[int, ...] | None = None) -> Answer:
-        """The best answer; `length_config` None means the one stored in the model, or else full length.
+    def __call__(self, question: str, context: str, length_config: tuple[float, ...] | None = None) -> Answer:
+        """The best answer at a length config in tokens or fractions; None means the model's own, or else full length.
 
         DataError if the question is too long for a window or the context holds no token.
         """

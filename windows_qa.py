@@ -105,10 +105,8 @@ def prepare_validation_features(
     Tokens outside the context, on which no answer may start or end, have (-1, -1).
     """
     windows = tokenize_windows(examples, tokenizer, max_seq_length, doc_stride)
-    names, offsets = (
-        [examples["id"][number] for number, _ in windows],
-        [context_offsets(window) for _, window in windows],
-    )
+    names = [examples["id"][number] for number, _ in windows]
+    offsets = [context_offsets(window) for _, window in windows]
     return model_inputs(windows, input_names) | {"example_id": names, "offset_mapping": offsets}
 
 

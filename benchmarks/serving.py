@@ -20,9 +20,12 @@ ROOT = Path(__file__).parent.parent
 SERVER = """
 import json, sys
 from reader import Reader
-reader, length_config = Reader.from_pretrained(sys.argv[1]), json.loads(sys.argv[2])
-for line in sys.stdin:
-    print(json.dumps(reader(*json.loads(line), length_config=length_config).text), flush=True)
+try:
+    reader, length_config = Reader.from_pretrained(sys.argv[1]), json.loads(sys.argv[2])
+    for line in sys.stdin:
+        print(json.dumps(reader(*json.loads(line), length_config=length_config).text), flush=True)
+except (OSError, ValueError) as error:  # RunError, DataError and LengthConfigError are of these
+    sys.exit(f"error: {' '.join(str(error).split())}")
 """
 MEMORY = {"VmRSS": "resident_mib", "RssAnon": "private_mib", "VmHWM": "peak_resident_mib"}
 
@@ -40,8 +43,11 @@ def read_arguments() -> argparse.Namespace:
 
 def read_questions(path: Path, count: int) -> list[tuple[str, str]]:
     """(question, context), as many as asked for."""
-    data = json.loads(path.read_text(encoding="utf-8"))["data"]
-    paragraphs = [paragraph for article in data for paragraph in article["paragraphs"]]
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))["data"]
+        paragraphs = [paragraph for article in data for paragraph in article["paragraphs"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"error: --validation_file {path} is no SQuAD JSON as published ({error!r}).")
     found = [(qa["question"], paragraph["context"]) for paragraph in paragraphs for qa in paragraph["qas"]]
     return found[:: max(1, len(found) // count)][:count]
 
@@ -55,7 +61,7 @@ def measure(args: argparse.Namespace, questions: list[tuple[str, str]]) -> dict[
             server.stdin.write(json.dumps(question) + "\n")
             server.stdin.flush()
             if not server.stdout.readline():
-                raise SystemExit(f"{args.model} cannot be served: see the message above.")
+                sys.exit(f"error: --model {args.model} cannot be served: see the line above.")
             times.append(time.perf_counter())
         status = Path(f"/proc/{server.pid}/status").read_text()
         server.stdin.close()

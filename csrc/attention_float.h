@@ -33,8 +33,7 @@ struct FloatBuffers {
   ~FloatBuffers() { at::native::cpublas::brgemm_release(false); }
 };
 
-// One head of one sequence: `fused` points at its first query, `context` at its first output, `votes` may be null.
-void attend(const float* fused, float* context, float* votes, int64_t length, int64_t heads, int64_t size, FloatBuffers& b) {
+void attend_float(const float* fused, float* context, float* votes, int64_t length, int64_t heads, int64_t size, FloatBuffers& b) {
   using at::native::cpublas::brgemm;
   const int64_t width = heads * size, row = 3 * width, padded = round_up(length, kLanes);
   const float scale = 1.f / std::sqrt(static_cast<float>(size));
@@ -62,15 +61,6 @@ void attend(const float* fused, float* context, float* votes, int64_t length, in
       scale_row<false>(b.context.data() + i * size, inverse_sum[i], context + (first + i) * width, size);
   }
   if (votes != nullptr) std::copy_n(b.votes.begin(), length, votes);
-}
-
-std::tuple<Tensor, Tensor> attention(const Tensor& fused, const Tensor& offsets, int64_t heads, bool with_significance) {
-  const int64_t size = fused.size(1) / 3 / heads;
-  return each_head<FloatBuffers>(
-      fused, offsets, heads, with_significance,
-      [=](const float* source, float* target, float* votes, int64_t length, FloatBuffers& buffers) {
-        attend(source, target, votes, length, heads, size, buffers);
-      });
 }
 
 }  // namespace

@@ -178,7 +178,6 @@ void weigh_values(int64_t count, int64_t padded, int64_t size, const float (&inv
         });
 }
 
-// One head of one sequence: `fused` points at its first query, `context` at its first output, `votes` may be null.
 void attend_int8(const float* fused, float* context, float* votes, int64_t length, int64_t heads, int64_t size,
                  ByteBuffers& b) {
   const int64_t width = heads * size, stride = 3 * width;
@@ -208,16 +207,6 @@ void attend_int8(const float* fused, float* context, float* votes, int64_t lengt
     weigh_values(count, padded, size, inverse_sum, context + first * width, width, b);
   }
   if (votes != nullptr) std::copy_n(b.votes.begin(), length, votes);
-}
-
-std::tuple<Tensor, Tensor> attention_int8(
-    const Tensor& fused, const Tensor& offsets, int64_t heads, bool with_significance) {
-  const int64_t size = fused.size(1) / 3 / heads;
-  return each_head<ByteBuffers>(
-      fused, offsets, heads, with_significance,
-      [=](const float* source, float* target, float* votes, int64_t length, ByteBuffers& buffers) {
-        attend_int8(source, target, votes, length, heads, size, buffers);
-      });
 }
 
 }  // namespace

@@ -8,9 +8,9 @@
 #include "rows.h"
 
 TORCH_LIBRARY_IMPL(quala, CPU, library) {
-  library.impl("attention", attention);
+  library.impl("attention", each_head<FloatBuffers, attend_float>);
 #ifdef __AVX512VNNI__
-  library.impl("attention_int8", attention_int8);
+  library.impl("attention_int8", each_head<ByteBuffers, attend_int8>);
 #endif
   library.impl("quantize", quantize);
   library.impl("gelu_quantize", gelu_quantize);

@@ -39,11 +39,16 @@ void scale_row(const float* row, float factor, float* target, int64_t size) {
   });
 }
 
-// Calls attend(fused, context, votes or null, length, buffers) for every head of every sequence; `Buffers(longest, size)` is
-// what one thread works in.  Returns the context and the significance, as the operators of native_ops.py do.
-template <typename Buffers, typename Attend>
+// Attention to one head of one sequence: `fused` points at its first query, `context` at its first output, `votes` may be
+// null; `size` is that of a head.
+template <typename Buffers>
+using Attend = void (*)(
+    const float* fused, float* context, float* votes, int64_t length, int64_t heads, int64_t size, Buffers& buffers);
+
+// An operator of native_ops.py, context and significance, by `attend`; `Buffers(longest, size)` is what one thread works in.
+template <typename Buffers, Attend<Buffers> attend>
 std::tuple<Tensor, Tensor> each_head(
-    const Tensor& fused, const Tensor& offsets, int64_t heads, bool with_significance, const Attend& attend) {
+    const Tensor& fused, const Tensor& offsets, int64_t heads, bool with_significance) {
   const int64_t tokens = fused.size(0), width = fused.size(1) / 3, size = width / heads, samples = offsets.size(0) - 1;
   const Tensor input = fused.contiguous(), bounds = offsets.contiguous();
   Tensor context = at::empty({tokens, width}, fused.options());
@@ -59,7 +64,7 @@ std::tuple<Tensor, Tensor> each_head(
       const int64_t head = task % heads, first = bound[task / heads], length = bound[task / heads + 1] - first;
       if (length == 0) continue;
       attend(source + first * 3 * width + head * size, target + first * width + head * size,
-             with_significance ? vote + head * tokens + first : nullptr, length, buffers);
+             with_significance ? vote + head * tokens + first : nullptr, length, heads, size, buffers);
     }
   });
   return {context, with_significance ? votes.sum(0) : votes.new_empty({0})};

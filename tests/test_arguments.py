@@ -378,3 +378,8 @@ def test_dynamic_quantization_says_that_it_calibrates_nothing(capsys):
 def test_tuning_takes_the_native_backend_unless_the_float_parts_are_to_be_bf16(flags, taken):
     command = [*BASE, "--tune", "--do_train", "--do_eval", "--use_cpu", *flags]
     assert parse_args(command).tuned_backend == taken
+
+
+@pytest.mark.parametrize("flag", ["--length_config", "--length_ratios", "--length_config_from", "--measure_rate"])
+def test_an_empty_length_config_is_not_full_length(flag, capsys):
+    assert f"{flag} is empty" in refusal(capsys, [*BASE, "--do_eval", flag, ""])

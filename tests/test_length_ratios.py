@@ -2,11 +2,14 @@
 
 import math
 import random
+import shutil
 
 import pytest
 import torch
 from stages import SEARCH, failure, read, succeed
-from transformers import BertConfig, RobertaConfig
+from test_modeling import SIZES, family, logits  # noqa: F401  (family is a fixture)
+from test_modeling import batch as padded_batch
+from transformers import BertConfig
 
 from length_config import (
     LengthConfigError,
@@ -18,45 +21,21 @@ from length_config import (
 )
 from length_drop import restore_tokens, select_tokens
 from modeling_la_bert import LABertForQuestionAnswering
-from modeling_la_roberta import LARobertaForQuestionAnswering
 from native_engine import NativeModel, Packed
 from quantization import quantize, recipes, save_int8
 from trainer_qa import LengthDropSettings
 
 RATIOS = (0.75, 0.5, 0.2)
-SIZES = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
-SIZES |= {"max_position_embeddings": 386, "initializer_range": 0.4}
-FAMILIES = {
-    "bert": (LABertForQuestionAnswering, BertConfig, 0),
-    "roberta": (LARobertaForQuestionAnswering, RobertaConfig, 1),
-}
 LENGTHS = (50, 20, 7, 1)
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request):
-    kind, config, padding = FAMILIES[request.param]
-    torch.manual_seed(0)
-    return kind(config(**SIZES, pad_token_id=padding)).eval()
+@pytest.fixture
+def model(family):  # noqa: F811
+    return family[0]
 
 
 def batch(model, lengths, padded_to):
-    ids = torch.full((len(lengths), padded_to), model.config.pad_token_id)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(5, 100, (length,), generator=torch.Generator().manual_seed(row))
-    return {"input_ids": ids, "attention_mask": (torch.arange(padded_to) < torch.tensor(lengths)[:, None]).long()}
-
-
-def logits(model, inputs, length_config):
-    with torch.no_grad():
-        outputs = model(**inputs, length_config=length_config)
-    return torch.stack([outputs.start_logits, outputs.end_logits])
+    return padded_batch(lengths, padded_to, model.config.pad_token_id)
 
 
 # ---- what an entry keeps -------------------------------------------------------------------------------------------
@@ -122,21 +101,21 @@ def own_config(length):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_each_row_of_a_batch_drops_its_own_share(model, implementation, padded_to):
     model.set_attn_implementation(implementation)
-    together = logits(model, batch(model, LENGTHS, padded_to), RATIOS)
+    together = logits(model, batch(model, LENGTHS, padded_to), length_config=RATIOS)
     for row, length in enumerate(LENGTHS):
         inputs = {name: tensor[row : row + 1, :length] for name, tensor in batch(model, LENGTHS, 50).items()}
-        alone = logits(model, inputs, own_config(length))
+        alone = logits(model, inputs, length_config=own_config(length))
         torch.testing.assert_close(together[:, row, :length], alone[:, 0], atol=2e-5, rtol=1e-4)
 
 
 def test_fractions_without_padding_are_tokens(model):
     inputs = batch(model, (40, 40), 40)
-    assert torch.equal(logits(model, inputs, RATIOS), logits(model, inputs, (30, 20, 8)))
+    assert torch.equal(logits(model, inputs, length_config=RATIOS), logits(model, inputs, length_config=(30, 20, 8)))
 
 
 def test_fractions_of_one_drop_nothing(model):
     inputs = batch(model, LENGTHS, 50)
-    assert torch.equal(logits(model, inputs, (1.0, 1.0, 1.0)), logits(model, inputs, None))
+    assert torch.equal(logits(model, inputs, length_config=(1.0, 1.0, 1.0)), logits(model, inputs, length_config=None))
 
 
 def test_gradients_reach_the_embeddings_of_dropped_tokens_too(model):
@@ -153,11 +132,10 @@ def test_the_native_engine_drops_the_same_share_of_each_row(model, tmp_path):
     save_int8(quantize(model, recipe, []), tmp_path, recipe, facts)
     engine = NativeModel(tmp_path, tmp_path / "cache")
     inputs = batch(model, LENGTHS, 50)
-    together = logits(engine, inputs, RATIOS)
+    together = logits(engine, inputs, length_config=RATIOS)
     for row, length in enumerate(LENGTHS):
-        alone = logits(
-            engine, {name: tensor[row : row + 1, :length] for name, tensor in inputs.items()}, own_config(length)
-        )
+        own = {name: tensor[row : row + 1, :length] for name, tensor in inputs.items()}
+        alone = logits(engine, own, length_config=own_config(length))
         torch.testing.assert_close(together[:, row, :length], alone[:, 0], atol=1e-5, rtol=1e-5)
 
 
@@ -247,6 +225,27 @@ def test_scores_in_fractions_are_not_taken_for_scores_in_tokens(searched, dynami
     )
     for name in ("search_results.json", "search_store.jsonl"):
         assert "length_unit 'ratio'" in failure(capsys, *common, "--load_store_file", searched / name)
+
+
+@pytest.mark.parametrize("flags", [SEARCH, ("--do_eval", "--measure_rate", "[0.1]")])
+def test_a_stage_in_fractions_needs_native_before_anything_is_scored(flags, dynamic, squad_v1_file, tmp_path, capsys):
+    recipe = recipes("dynamic", "minmax", embeddings=True)[0]
+    model = LABertForQuestionAnswering.from_pretrained(dynamic)
+    facts = {"backend": "pt2e", "input_names": ["input_ids", "token_type_ids", "attention_mask"], "max_seq_length": 64}
+    save_int8(quantize(model, recipe, []), tmp_path, recipe, facts)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(dynamic / name, tmp_path)
+    command = (
+        "--model_name_or_path",
+        tmp_path,
+        "--int8",
+        "--validation_file",
+        squad_v1_file,
+        "--length_unit",
+        "ratio",
+    )
+    assert "--quantization_backend native" in failure(capsys, *command, *flags, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_compiled_engines_say_that_they_count_tokens(backend, dynamic, tmp_path):
