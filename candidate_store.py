@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,43 +19,50 @@ TSV_PARENTS = re.compile(r"(?:None|\(\([\d, ]+\)(?:, *\([\d, ]+\))*,?\))?", re.A
 
 
 class CandidateStore:
-    """A JSON-lines file of scored candidates: one line of `settings`, then one line a candidate, only ever appended.
+    """A JSON-lines file of looks at candidates: a line of `settings`, then a line a look, only ever appended.
 
-    `settings` says what the scores belong to (model, data, samples ...); `known` maps length configs to scores. A line
-    is on disk before `append` returns, so a kill loses at most the evaluation in flight. Raises SearchError if the
-    file holds something else, or scores of other settings. With `readonly` (the other processes of a distributed run)
-    the file is read and never touched.
+    `settings` says what the scores belong to (model, data, samples ...); `known` maps length configs to their scores,
+    question by question. A line is on disk before `append` returns, so a kill loses at most the evaluation in flight.
+    Raises SearchError if the file holds something else, or scores of other settings. With `readonly` (the other
+    processes of a distributed run) the file is read and never touched; without a `path` there is none.
     """
 
-    def __init__(self, path: str | Path, settings: dict, readonly: bool = False):
-        self.path, self.readonly = Path(path), readonly
-        self.known: dict[LengthConfig, float] = {}
-        settings = json.loads(json.dumps(settings))  # as the file will give them back: tuples are lists there
+    def __init__(self, path: str | Path | None = None, settings: dict | None = None, readonly: bool = False):
+        self.path, self.readonly = path and Path(path), readonly or not path
+        self.known: dict[LengthConfig, list[float]] = {}
+        if path:
+            self._open(json.loads(json.dumps(settings)))  # as the file will give them back: tuples are lists there
+
+    def _open(self, settings: dict) -> None:
         header = json.dumps({"settings": settings}) + "\n"
         text = _read_text(self.path) if self.path.exists() else ""
         if text and not _is_store(text) and not header.startswith(text):  # a torn header is a prefix of the header
             raise SearchError(f"{self.path}: is no store of search scores; move it away, or choose another folder.")
         complete = text[: text.rfind("\n") + 1]
         if complete:
-            self._check_settings(json.loads(complete.splitlines()[0])["settings"], settings)
-        self.known = {c.length_config: c.score for c in _read_json_lines(self.path, text)}
-        if len(complete) < len(text) and not readonly:
+            check_settings(self.path, json.loads(complete.splitlines()[0])["settings"], settings)
+        for candidate, scores in _read_looks(self.path, text):
+            self.known.setdefault(candidate.length_config, []).extend(scores)
+        if len(complete) < len(text) and not self.readonly:
             os.truncate(self.path, len(complete.encode()))
         if not complete:
             self._write(header)
 
-    def _check_settings(self, stored: dict, settings: dict) -> None:
-        changes = _changes(stored, settings)
-        if changes:
-            raise SearchError(
-                f"{self.path}: its scores were made with {changes}; repeat the search with the stored settings, or "
-                "start a new one in another folder (or after deleting this file)."
-            )
+    # One process needs no claims; a SharedStore has them.
+    candidates: dict[LengthConfig, Candidate] = {}
+    claimed: frozenset[LengthConfig] = frozenset()
+    pending = False
 
-    def append(self, candidate: Candidate) -> None:
-        if not self.readonly:
-            self._write(json.dumps(candidate.record()) + "\n")
-        self.known[candidate.length_config] = candidate.score
+    def refresh(self) -> bool:
+        return False
+
+    def claim(self, config: LengthConfig, begin: int, takeover: bool = False) -> bool:
+        return True
+
+    def append(self, candidate: Candidate, begin: int, scores: list[float]) -> None:
+        """Keep the scores of `candidate` on the questions from `begin` on."""
+        self._write(json.dumps(candidate.record() | {"begin": begin, "scores": scores}) + "\n")
+        self.known[candidate.length_config] = [*self.known.get(candidate.length_config, ())[:begin], *scores]
 
     def _write(self, line: str) -> None:
         if self.readonly:
@@ -66,18 +74,28 @@ class CandidateStore:
             os.fsync(file.fileno())
 
 
+def check_settings(source: object, stored: dict, settings: dict) -> None:
+    """SearchError if the scores kept in `source` were made with other settings."""
+    changes = _changes(stored, settings)
+    if changes:
+        raise SearchError(
+            f"{source}: its scores were made with {changes}; repeat the search with the stored settings, or "
+            "start a new one in another folder (or after deleting this file)."
+        )
+
+
 def load_store(path: str | Path, num_layers: int, max_length: int, settings: dict | None = None) -> list[Candidate]:
     """Read the candidates of a CandidateStore, of search_results.json, or of the ancestors' header-less TSV file.
 
-    TSV columns: length config, MACs, score and optionally method (0, 1, 2) and parents; nothing is evaluated. Raises
-    SearchError naming file and line for whatever is no valid candidate of `num_layers` and `max_length`, and if the
+    TSV columns: length config, MACs, score and optionally method (0, 1, 2) and parents; nothing is evaluated. Of a
+    store, those that were scored on all questions are taken. Raises SearchError naming file and line for whatever is no valid candidate of `num_layers` and `max_length`, and if the
     file says that its scores were made with other `settings`; where it does not say, warns.
     """
     path = Path(path)
     text = _read_text(path)
     if settings is not None:
         _check_loaded_settings(path, text, settings)
-    read = _read_json_lines if _is_store(text) else _read_results if text.lstrip()[:1] in ("{", "[") else _read_tsv
+    read = _read_store if _is_store(text) else _read_results if text.lstrip()[:1] in ("{", "[") else _read_tsv
     candidates: dict[LengthConfig, Candidate] = {}
     for candidate in read(path, text, num_layers, max_length):
         first = candidates.setdefault(candidate.length_config, candidate)
@@ -136,15 +154,33 @@ def _is_store(text: str) -> bool:
     return isinstance(header, dict) and isinstance(header.get("settings"), dict) and "candidates" not in header
 
 
-def _read_json_lines(
+def _read_looks(
     path: Path, text: str, num_layers: int | None = None, max_length: int | None = None
-) -> Iterator[Candidate]:
+) -> Iterator[tuple[Candidate, list[float]]]:
+    """The lines of a store: a candidate and the scores of one look; each look begins where the one before ended."""
     *lines, torn = text.split("\n")
     if torn:
         logger.warning("%s: dropped its last line, which was cut off when the search was interrupted.", path)
+    seen: Counter[LengthConfig] = Counter()
     for number, line in enumerate(lines[1:], start=2):
         with _naming(f"{path}, line {number}"):
-            yield _parse_candidate(json.loads(line), num_layers, max_length)
+            record = json.loads(line)
+            candidate = _parse_candidate(record, num_layers, max_length)
+            scores, begin = record.get("scores"), record.get("begin")
+            if not isinstance(scores, list) or not scores or begin != seen[candidate.length_config]:
+                raise SearchError("it holds no look that goes on where the one before ended")
+            seen[candidate.length_config] += len(scores)
+            yield candidate, [finite(score, "score of a question") for score in scores]
+
+
+def _read_store(path: Path, text: str, num_layers: int, max_length: int) -> Iterator[Candidate]:
+    """The candidates of a store that were scored on all questions, which the full model always is."""
+    seen, last = Counter(), {}
+    for candidate, scores in _read_looks(path, text, num_layers, max_length):
+        seen[candidate.length_config] += len(scores)
+        last[candidate.length_config] = candidate
+    whole = max(seen.values(), default=0)
+    return (candidate for config, candidate in last.items() if seen[config] == whole)
 
 
 def _read_results(path: Path, text: str, num_layers: int, max_length: int) -> Iterator[Candidate]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LengthConfig = tuple[int, ...]
-ORIGINS = ("full", "initial", "mutation", "crossover", "loaded")
+ORIGINS = ("full", "initial", "mutation", "crossover", "sampled", "loaded")
 
 
 class SearchError(ValueError):
@@ -27,6 +27,7 @@ class Candidate:
     score: float
     origin: str
     parents: tuple[LengthConfig, ...] = ()
+    std_error: float = 0.0
 
     def record(self) -> dict:
         """This candidate as JSON; what `candidate_store.load_store` reads."""
@@ -74,6 +75,34 @@ def spread(frontier: Sequence[Candidate], count: int) -> list[Candidate]:
     if count == 1:
         return [frontier[-1]]
     return [frontier[round(i * (len(frontier) - 1) / (count - 1))] for i in range(count)]
+
+
+def thin(
+    frontier: Sequence[Candidate], reference_cost: float, loss: float, members: int | None = None
+) -> list[Candidate]:
+    """The frontier without those who hardly add to its hypervolume; together they make up at most `loss` (a fraction).
+
+    The least contribution goes first; those of its neighbours grow by that. More go if more than `members` are left.
+    """
+    kept, allowed = list(frontier), loss * hypervolume(frontier, reference_cost)
+    while len(kept) > 1:
+        parts = _contributions(kept, reference_cost)
+        least = min(range(len(kept)), key=parts.__getitem__)
+        allowed -= parts[least]
+        if allowed < 0 and (members is None or len(kept) <= members):
+            break
+        del kept[least]
+    return kept
+
+
+def _contributions(frontier: Sequence[Candidate], reference_cost: float) -> list[float]:
+    """What the hypervolume would lose without each member, with the reference score 0."""
+    costs = [min(c.cost, reference_cost) for c in frontier] + [reference_cost]
+    scores = [0.0] + [c.score for c in frontier]
+    return [
+        (costs[i + 1] - costs[i]) * (scores[i + 1] - scores[i]) if i or scores[1] > 0 else 0.0
+        for i in range(len(frontier))
+    ]
 
 
 def hypervolume(candidates: Iterable[Candidate], reference_cost: float, reference_score: float = 0.0) -> float:

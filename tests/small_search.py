@@ -3,7 +3,8 @@
 import random
 
 from candidates import Candidate
-from evolution import EvolutionarySearch, SearchSettings
+from evolution import EvolutionarySearch
+from racing import SearchSettings
 
 SETTINGS = {"model": "reader", "questions": 1000, "max_length": 64}
 
@@ -21,7 +22,14 @@ def small_score(config):
     return 90 - sum(20 / length for length in config) + random.Random(str(config)).random()
 
 
+def one_look(score):
+    """`score(config)` as the scores of a single question."""
+    return lambda config, begin, end: [score(config)]
+
+
 def run_small(seed=7, score=small_score, store=None, loaded=(), **changes):
     settings = small_settings(**changes)
-    search = EvolutionarySearch(sum, score, random.Random(seed), settings, store, loaded, progress=False)
+    search = EvolutionarySearch(
+        sum, one_look(score), random.Random(seed), settings, store=store, loaded=loaded, progress=False
+    )
     return search.run(), search

@@ -47,7 +47,7 @@ def test_every_line_is_synchronised_to_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("candidate_store.os.fsync", lambda _: synchronised.append(path.read_bytes().count(b"\n")))
     path = tmp_path / "store.jsonl"
     store = CandidateStore(path, SETTINGS)
-    store.append(candidate(1, 2.5, (4, 3)))
+    store.append(candidate(1, 2.5, (4, 3)), 0, [2.5])
     assert synchronised == [1, 2]
 
 
@@ -87,12 +87,12 @@ def test_settings_with_tuples_match_what_json_made_of_them(tmp_path):
 
 def test_a_readonly_store_knows_the_scores_and_never_touches_the_file(tmp_path):
     path = tmp_path / "store.jsonl"
-    CandidateStore(path, SETTINGS).append(candidate(1, 2.5, (4, 3)))
+    CandidateStore(path, SETTINGS).append(candidate(1, 2.5, (4, 3)), 0, [2.5])
     path.write_bytes(path.read_bytes() + b'{"torn')
     before = path.read_bytes()
     store = CandidateStore(path, SETTINGS, readonly=True)
-    store.append(candidate(1, 3.5, (4, 2)))
-    assert store.known == {(4, 3): 2.5, (4, 2): 3.5} and path.read_bytes() == before
+    store.append(candidate(1, 3.5, (4, 2)), 0, [3.5])
+    assert store.known == {(4, 3): [2.5], (4, 2): [3.5]} and path.read_bytes() == before
     CandidateStore(tmp_path / "absent.jsonl", SETTINGS, readonly=True)
     assert not (tmp_path / "absent.jsonl").exists()
 
@@ -200,7 +200,7 @@ def test_contradicting_scores_of_one_config_are_refused(tmp_path):
 
 def test_a_store_of_other_settings_is_not_loaded(tmp_path, caplog):
     path = tmp_path / "store.jsonl"
-    CandidateStore(path, SETTINGS).append(candidate(1, 2.5, (4, 3)))
+    CandidateStore(path, SETTINGS).append(candidate(1, 2.5, (4, 3)), 0, [2.5])
     assert len(load_store(path, 2, 4, SETTINGS)) == 1 and not caplog.messages
     with pytest.raises(SearchError, match=r"store.jsonl: .*model 'reader', now 'other'; load scores") as error:
         load_store(path, 2, 4, {**SETTINGS, "model": "other"})

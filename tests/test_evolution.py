@@ -8,12 +8,13 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from small_search import SETTINGS, run_small, small_score, small_settings
+from small_search import SETTINGS, one_look, run_small, small_score, small_settings
 
 from candidate_store import CandidateStore, load_store
 from candidates import Candidate, SearchError, pareto_frontier
-from evolution import EvolutionarySearch, SearchSettings, crossover, initial_configs, mutate
+from evolution import EvolutionarySearch, crossover, initial_configs, mutate
 from length_config import constant_ratio_config, count_macs
+from racing import SearchSettings
 
 MINILM = SimpleNamespace(hidden_size=384, intermediate_size=1536, num_hidden_layers=6)
 BERT = SimpleNamespace(hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
@@ -182,7 +183,7 @@ def test_search_finds_the_frontier_of_an_exhaustible_space(seed):
     settings = SearchSettings(3, 9, iterations=40, floor_ratio=0.6)
     floor = tiny_cost(constant_ratio_config(0.6, 3, 9))
     space = [Candidate(c, tiny_cost(c), tiny_score(c), "full") for c in all_configs(3, 2, 9) if sum(c) >= floor]
-    search = EvolutionarySearch(tiny_cost, tiny_score, random.Random(seed), settings, progress=False)
+    search = EvolutionarySearch(tiny_cost, one_look(tiny_score), random.Random(seed), settings, progress=False)
     found = [(c.cost, c.score) for c in search.run()]
     assert found == [(c.cost, c.score) for c in pareto_frontier(space)]
 
@@ -210,7 +211,9 @@ def test_zero_score_and_zero_cost_are_values_and_asked_for_once(tmp_path):
     settings = small_settings(iterations=2)
     for _ in range(2):  # the second search takes every zero from the store
         store = CandidateStore(tmp_path / "store.jsonl", SETTINGS)
-        search = EvolutionarySearch(lambda config: 0, score, random.Random(0), settings, store, progress=False)
+        search = EvolutionarySearch(
+            lambda config: 0, one_look(score), random.Random(0), settings, store=store, progress=False
+        )
         assert [(c.cost, c.score) for c in search.run()] == [(0, 0)]
     assert len(calls) == len(search.candidates) and set(calls.values()) == {1}
 
@@ -241,10 +244,10 @@ def test_the_global_random_state_is_neither_read_nor_changed():
 
 
 def test_an_iteration_is_logged_in_one_line(caplog):
-    with caplog.at_level(logging.INFO, logger="evolution"):
+    with caplog.at_level(logging.INFO, logger="racing"):
         run_small(iterations=3)
-    assert [record.message.split(":")[0] for record in caplog.records] == [f"Search {i}/3" for i in range(4)]
-    assert "6 scored" in caplog.records[1].message and "frontier" in caplog.records[1].message
+    assert [record.message.split(":")[0] for record in caplog.records] == [*(f"Search {i}/3" for i in range(4)), "Search end"]
+    assert "16 looks" in caplog.records[1].message and "frontier" in caplog.records[1].message
 
 
 def test_loaded_candidates_join_unscored_with_their_cost_recomputed():

@@ -1,0 +1,323 @@
+"""The frame of every search: length configs scored on growing subsets of the questions, until the frontier is sure.
+
+A search looks at a config on a few questions first, and again, on more, only while it may belong to the frontier
+(racing: Maron & Moore, "Hoeffding Races", NIPS 1993; with normal instead of Hoeffding's bounds).  Scores are compared
+question by question with those of the full model, which varies far less than the scores themselves.
+"""
+
+import functools
+import logging
+import math
+import time
+import zlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from candidate_store import CandidateStore
+from candidates import Candidate, LengthConfig, SearchError, finite, hypervolume, pareto_frontier, thin
+from length_config import MIN_LENGTH, constant_ratio_config
+from surrogate import smooth
+
+logger = logging.getLogger(__name__)
+
+CONFIDENCE = 0.5  # standard errors of its paired difference by which a candidate is thought better than it looks
+NEGLIGIBLE = 0.02  # what may be lost of the hypervolume by not looking again at those who hardly add to it
+PATIENCE = 10.0  # seconds to wait for another process, besides five times the longest look
+PRIOR_QUESTIONS, PRIOR_DEVIATION = 8, 20.0  # a difference that a first look never saw is not impossible
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What the search does: sizes in length configs, costs in the unit of the cost callable.
+
+    `floor_ratio` is the constant drop ratio of the cheapest initial config; offspring cost at least as much as that
+    config (or `min_cost` if given) and at most `max_cost`; of what is dearer, nothing is bred and nothing returned. The
+    full config is scored all the same, as what score drops are measured from. An offspring is given up after
+    `max_retries` failed tries; the search ends after `max_candidates` configs, loaded ones not counted. `looks` are
+    the numbers of questions that a config is scored on, one after the other.
+    """
+
+    num_layers: int
+    max_length: int
+    iterations: int = 30
+    population_size: int = 20
+    mutation_size: int = 30
+    mutation_prob: float = 0.5
+    crossover_size: int = 30
+    floor_ratio: float = 0.35
+    min_cost: float | None = None
+    max_cost: float | None = None
+    max_retries: int = 100
+    max_candidates: int | None = None
+    looks: tuple[int, ...] = (1,)
+    confirmed: int | None = None
+
+    def __post_init__(self):
+        lowest = {"num_layers": 1, "max_length": MIN_LENGTH, "max_retries": 1, "max_candidates": 1}
+        lowest |= dict.fromkeys(["iterations", "population_size", "mutation_size", "crossover_size"], 0)
+        for name, limit in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < limit:
+                raise SearchError(f"{name} must be at least {limit}, not {value}.")
+        if not 0 < self.mutation_prob <= 1:
+            raise SearchError(f"mutation_prob must be above 0 and at most 1, not {self.mutation_prob}.")
+        if not 0 < self.floor_ratio < 1:
+            raise SearchError(f"the search's floor ratio must lie between 0 and 1, not {self.floor_ratio}.")
+        if not self.looks or list(self.looks) != sorted(set(self.looks)) or self.looks[0] < 1:
+            raise SearchError(f"looks must be growing numbers of questions, not {self.looks}.")
+
+    @property
+    def full_config(self) -> LengthConfig:
+        return (self.max_length,) * self.num_layers
+
+    @property
+    def budget(self) -> int:
+        """How many configs are scored at most."""
+        total = 1 + self.population_size + self.iterations * (self.mutation_size + self.crossover_size)
+        return total if self.max_candidates is None else min(total, self.max_candidates)
+
+    def constant_ratio(self, ratio: float) -> LengthConfig:
+        return constant_ratio_config(ratio, self.num_layers, self.max_length)
+
+
+def growing_looks(questions: int, first: int = 32, factor: int = 4) -> tuple[int, ...]:
+    """Numbers of questions, the last all of them and each about `factor` times the one before, from about `first`."""
+    steps = max(0, round(math.log(questions / first, factor)))
+    return tuple(dict.fromkeys(math.ceil(questions / factor**step) for step in range(steps, -1, -1)))
+
+
+class RacingSearch(ABC):
+    """Search the frontier of `cost(length_config)`, cheap and repeatable, and `score`, dear.
+
+    `score(length_config, begin, end)` gives the scores on the questions [begin, end) of a fixed random order; their
+    mean counts. `loaded` candidates join with the scores they have; `store` (see CandidateStore) supplies known scores
+    and receives new ones. No config is scored twice on a question.
+    """
+
+    def __init__(
+        self,
+        cost: Callable[[LengthConfig], float],
+        score: Callable[[LengthConfig, int, int], Sequence[float]],
+        settings: SearchSettings,
+        store: CandidateStore | None = None,
+        loaded: Sequence[Candidate] = (),
+        progress: bool = True,
+    ):
+        self.cost, self.score, self.settings = functools.cache(cost), score, settings
+        self.store, self.loaded, self.progress = store or CandidateStore(), loaded, progress
+        self.history: list[dict] = []  # how the hypervolume grew
+        self.questions = 0  # evaluated by this process
+        self._longest_look = 0.0  # seconds
+        self._found: dict[LengthConfig, Candidate] = {}
+        self._scores: dict[LengthConfig, np.ndarray] = {}
+        self._counts: Counter[str] = Counter()  # since the last log line: scored, cached, failed
+
+    # ---- what was found --------------------------------------------------------------------------------------------
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Every candidate so far, once, in the order found."""
+        return list(self._found.values())
+
+    @property
+    def full(self) -> Candidate:
+        """The full-length candidate."""
+        return self._found[self.settings.full_config]
+
+    def scores(self, candidate: Candidate) -> np.ndarray:
+        """The scores of a candidate, question by question, as far as it was looked at; none of a loaded one."""
+        return self._scores.get(candidate.length_config, np.empty(0))
+
+    def frontier(self, seen: int = 1) -> list[Candidate]:
+        """The frontier of what `max_cost` allows and was scored on `seen` questions: the full model may be above it."""
+        high = self.settings.max_cost
+        return pareto_frontier(
+            c for c in self.candidates if self._seen(c) >= seen and (high is None or c.cost <= high)
+        )
+
+    # ---- the search ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def explore(self) -> None:
+        """Propose length configs to `add` until the budget is spent."""
+
+    def run(self) -> list[Candidate]:
+        """Search, and return the Pareto frontier by rising cost; SearchError if nothing within `max_cost` was scored."""
+        redirect = logging_redirect_tqdm() if self.progress else nullcontext()
+        self._started = time.monotonic()
+        with redirect, tqdm(
+            total=self.settings.budget, desc="Search", unit="config", disable=not self.progress
+        ) as self._bar:
+            for c in self.loaded:  # with its origin: the constant-ratio curve is drawn from the initial ones
+                self._found[c.length_config] = replace(c, cost=finite(self.cost(c.length_config), "cost"))
+            self._num_loaded = len(self._found)
+            self._score_full()
+            self.explore()
+            self.confirm()
+            self.log("end")
+        return self.frontier(self.settings.looks[-1])
+
+    def _score_full(self) -> None:
+        """The full model on all questions: with its scores the others' are paired, so that a loaded mean will not do."""
+        full = self.settings.full_config
+        if full not in self._found or len(self.settings.looks) > 1:
+            cost = finite(self.cost(full), f"cost of {full}")
+            self._found[full], self._scores[full] = Candidate(full, cost, 0.0, "full"), np.empty(0)
+            self._look_until([self.full], self.settings.looks[-1])
+
+    def spent(self) -> bool:
+        found = self._found.keys() | self.store.claimed
+        return len(found) - self._num_loaded >= self.settings.budget
+
+    def add(self, config: LengthConfig, origin: str, parents: tuple[LengthConfig, ...] = ()) -> None:
+        """A first look at `config`, unless another process has it in hand."""
+        self._join()
+        if config not in self._scores:
+            cost = finite(self.cost(config), f"cost of {config}")
+            self._found[config], self._scores[config] = Candidate(config, cost, 0.0, origin, parents), np.empty(0)
+            if not self._look(self._found[config]):
+                del self._found[config], self._scores[config]
+        self._bar.update(len(self._found) - self._num_loaded - self._bar.n)
+
+    def settle(self, size: int) -> None:
+        """Look again at whoever may belong to the frontier, until all of them were scored on `size` questions."""
+        while True:
+            self._join()
+            self._estimate()
+            behind = [c for c in self._promising() if self._seen(c) < size]
+            if not behind:
+                break
+            fewest = min(map(self._seen, behind))
+            group = [c for c in behind if self._seen(c) == fewest]
+            self._look_until(group, next(look for look in self.settings.looks if look > fewest))
+
+    def confirm(self) -> None:
+        """Score those members of the frontier that add most to it on all questions."""
+        while self.store.pending and self.store.wait(self._patience()):
+            self._join()
+        self._estimate()
+        members = thin(self.frontier(), self.full.cost, 0.0, self.settings.confirmed)
+        self._look_until(members, self.settings.looks[-1])
+        self._estimate()
+
+    def within_bounds(self, config: LengthConfig) -> bool:
+        low, high = self.settings.min_cost, self.settings.max_cost
+        low = self.cost(self.settings.constant_ratio(self.settings.floor_ratio)) if low is None else low
+        return low <= self.cost(config) and (high is None or self.cost(config) <= high)
+
+    def look_after(self, share: float) -> int:
+        """How many questions the frontier rests on after this share of the search: the more the later, never all."""
+        looks = self.settings.looks[1:-2] or self.settings.looks[:1]
+        return looks[min(int(len(looks) * share), len(looks) - 1)]
+
+    # ---- looks -----------------------------------------------------------------------------------------------------
+
+    def _seen(self, candidate: Candidate) -> int:
+        """On how many questions a candidate was scored; a loaded one counts as known."""
+        scores = self._scores.get(candidate.length_config)
+        return self.settings.looks[-1] if scores is None else len(scores)
+
+    def _join(self) -> None:
+        """Take over what other processes of this search have found."""
+        self.store.refresh()
+        for config, candidate in self.store.candidates.items():
+            known = self.store.known[config]
+            if len(known) > len(self._scores.get(config, ())):
+                self._found[config], self._scores[config] = candidate, np.array(known)
+
+    def _look_until(self, candidates: Sequence[Candidate], size: int) -> None:
+        """Score `candidates` on `size` questions; what another process has in hand is waited for, and then taken over."""
+        takeover = False
+        while behind := [c for c in candidates if self._seen(c) < size]:
+            looked = [self._look(c, takeover) for c in behind]
+            takeover = not any(looked) and not self.store.wait(self._patience())
+            self._join()
+
+    def _patience(self) -> float:
+        """Seconds after which a process that says nothing is thought dead."""
+        return PATIENCE + 5 * self._longest_look
+
+    def _look(self, candidate: Candidate, takeover: bool = False) -> bool:
+        """Score `candidate` on the next subset of the questions, or take that from the store; False if it is claimed."""
+        config, begin = candidate.length_config, self._seen(candidate)
+        end = next(look for look in self.settings.looks if look > begin)
+        known = self.store.known.get(config, ())
+        cached = len(known) >= end
+        if not cached and not self.store.claim(config, begin, takeover):
+            return False
+        started = time.monotonic()
+        new = known[begin:end] if cached else self.score(config, self._order(config)[begin:end])
+        new = np.array([finite(value, f"score of {config}") for value in new])
+        self._scores[config] = np.concatenate([self._scores[config], new])
+        self._found[config] = replace(self._found[config], score=float(self._scores[config].mean()))
+        if not cached:
+            self._longest_look = max(self._longest_look, time.monotonic() - started)
+            self.questions += end - begin
+            self.store.append(self._found[config], begin, new.tolist())
+        self._counts["cached" if cached else "scored"] += 1
+        return True
+
+    def _order(self, config: LengthConfig) -> np.ndarray:
+        """The questions in the order in which `config` is asked: each begins elsewhere, so that errors are independent."""
+        whole = self.settings.looks[-1]
+        return (np.arange(whole) + zlib.crc32(str(config).encode())) % whole
+
+    def _paired_difference(self, config: LengthConfig) -> tuple[float, float]:
+        """Mean difference to the full model on the questions that `config` was asked, and its standard error.
+
+        The error is that of a sample without replacement: nothing is left to chance once all questions were asked.
+        """
+        scores, whole = self._scores[config], self.settings.looks[-1]
+        seen = len(scores)
+        differences = scores - self._full_scores[self._order(config)[:seen]]
+        squares = ((differences - differences.mean()) ** 2).sum() + PRIOR_QUESTIONS * PRIOR_DEVIATION**2
+        error = math.sqrt(squares / (seen + PRIOR_QUESTIONS) / seen * (1 - seen / whole))
+        return float(differences.mean()), error
+
+    def _estimate(self) -> None:
+        """Take the scores of all candidates anew from all looks."""
+        configs = list(self._scores)
+        if len(self.settings.looks) == 1:
+            estimates = [(self._scores[config].mean(), 0.0) for config in configs]
+        else:
+            self._full_scores = np.empty(self.settings.looks[-1])
+            full = self.settings.full_config
+            self._full_scores[self._order(full)] = self._scores[full]
+            values, errors = np.array([self._paired_difference(config) for config in configs]).T
+            means, deviations = smooth(np.array(configs) / self.settings.max_length, values, errors)
+            known = errors == 0
+            means = np.where(known, values, means) + self._full_scores.mean()
+            estimates = zip(means.tolist(), np.where(known, 0.0, deviations).tolist())
+        for config, (score, error) in zip(configs, estimates):
+            self._found[config] = replace(self._found[config], score=float(score), std_error=error)
+
+    def _promising(self) -> list[Candidate]:
+        """Those who would be on the frontier if they were as good as they may be, but for those who hardly add to it."""
+        allowed = [c for c in self.candidates if self.settings.max_cost is None or c.cost <= self.settings.max_cost]
+        optimistic = [replace(c, score=c.score + CONFIDENCE * c.std_error) for c in allowed]
+        chosen = thin(pareto_frontier(optimistic), self.full.cost, NEGLIGIBLE)
+        return [self._found[candidate.length_config] for candidate in chosen]
+
+    def log(self, stage: str) -> None:
+        frontier, counts = self.frontier(), self._counts
+        volume = hypervolume(frontier, self.full.cost)
+        self.history.append(
+            {
+                "candidates": len(self._found),
+                "questions": self.questions,
+                "seconds": round(time.monotonic() - self._started, 2),
+                "hypervolume": volume,
+            }
+        )
+        logger.info(
+            f"Search {stage}: best score {frontier[-1].score:.2f}, {len(frontier)} on the frontier, hypervolume "
+            f"{volume:.6g}; {counts['scored']} looks, {counts['cached']} from the store, {counts['failed']} failed tries."
+        )
+        counts.clear()

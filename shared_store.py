@@ -1,0 +1,135 @@
+"""The looks of one search by any number of processes and machines, in an Optuna storage.
+
+Records are only ever added, each by one transaction of the storage, and never changed: a worker that dies leaves at most
+a claim behind.  Nothing rests on clocks or on who is alive: a claim is respected for as long as there is other work, and
+whoever has waited in vain takes it over.
+"""
+
+import hashlib
+import json
+import logging
+import secrets
+import time
+from collections import defaultdict
+
+from candidates import Candidate, LengthConfig, SearchError
+from optuna_search import import_optuna
+
+logger = logging.getLogger(__name__)
+
+POLL = 0.5  # seconds between two looks into the storage while waiting
+LOCK_TIMEOUT = 60  # seconds that SQLite waits for another process' transaction
+
+
+def open_storage(url: str):
+    """The Optuna storage of --search_storage: a database URL, or journal:PATH of a file on a shared file system.
+
+    SearchError if it cannot be opened.
+    """
+    optuna = import_optuna()
+    try:
+        if url.startswith("journal:"):
+            backend = optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:"))
+            return optuna.storages.JournalStorage(backend)
+        options = {"connect_args": {"timeout": LOCK_TIMEOUT}} if url.startswith("sqlite:") else {}
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except Exception as error:  # of any database driver
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SearchError(
+            f"--search_storage {url} cannot be opened ({reason}): give sqlite:///PATH, journal:PATH, or the URL of a "
+            "database whose driver is installed."
+        ) from error
+
+
+def study_name(settings: dict) -> str:
+    """One study for all scores that may be mixed: those made with the same settings."""
+    text = json.dumps(settings, sort_keys=True)
+    return f"length-configs-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+class SharedStore:
+    """Looks as trials of an Optuna study; `known` maps length configs to their scores as a CandidateStore's does.
+
+    `candidates` are those of all workers, `worker` counts the processes that joined before this one. A look is scored by
+    who claimed it first.
+    """
+
+    def __init__(self, url: str, settings: dict):
+        optuna = import_optuna()
+        self.storage, self.name = open_storage(url), study_name(settings)
+        self.state, self.create_trial = optuna.trial.TrialState, optuna.trial.create_trial
+        self.study = optuna.create_study(
+            storage=self.storage, study_name=self.name, directions=["minimize", "maximize"], load_if_exists=True
+        )
+        self.study.set_user_attr("settings", json.loads(json.dumps(settings)))
+        self.token = secrets.token_hex(8)
+        self.known: dict[LengthConfig, list[float]] = {}
+        self.candidates: dict[LengthConfig, Candidate] = {}
+        self._claims: dict[tuple[LengthConfig, int], list[str]] = defaultdict(list)
+        self._workers: list[str] = []
+        self._read = 0
+        self._add({"worker": self.token})
+        self.refresh()
+        self.worker = self._workers.index(self.token)
+        logger.info(
+            "joined %s in %s as worker %d: %d configs so far", self.name, url, self.worker + 1, len(self.candidates)
+        )
+
+    @property
+    def claimed(self) -> set[LengthConfig]:
+        """Configs that some worker has looked at or is looking at."""
+        return {config for config, _ in self._claims}
+
+    @property
+    def pending(self) -> bool:
+        """Whether another worker has claimed a look that is not there yet."""
+        return any(len(self.known.get(config, ())) <= begin for config, begin in self._claims)
+
+    def refresh(self) -> bool:
+        """Read what all workers have added since; whether that was anything."""
+        trials = self.study.get_trials(deepcopy=False)[self._read :]
+        self._read += len(trials)
+        for trial in trials:
+            self._take(trial.user_attrs, trial.values)
+        return bool(trials)
+
+    def _take(self, record: dict, values: list[float] | None) -> None:
+        if "worker" in record:
+            self._workers.append(record["worker"])
+            return
+        config, begin = tuple(record["length_config"]), record["begin"]
+        self._claims[config, begin].append(record["token"])
+        known = self.known.setdefault(config, []) if "scores" in record else []
+        if "scores" in record and len(known) == begin:  # of two that scored the same look the first counts
+            known += record["scores"]
+            parents = tuple(map(tuple, record["parents"]))
+            self.candidates[config] = Candidate(config, values[0], values[1], record["origin"], parents)
+
+    def claim(self, config: LengthConfig, begin: int, takeover: bool = False) -> bool:
+        """Whether this process is to score `config` on the questions from `begin` on."""
+        self._add({"length_config": list(config), "begin": begin, "token": self.token})
+        self.refresh()
+        if len(self.known.get(config, ())) > begin:
+            return False
+        return takeover or self._claims[config, begin][0] == self.token
+
+    def append(self, candidate: Candidate, begin: int, scores: list[float]) -> None:
+        """Keep the scores of `candidate` on the questions from `begin` on."""
+        record = {"length_config": list(candidate.length_config), "begin": begin, "token": self.token}
+        record |= {"scores": scores, "origin": candidate.origin, "parents": [list(p) for p in candidate.parents]}
+        self._add(record, [candidate.cost, candidate.score])
+        self.refresh()
+
+    def wait(self, patience: float) -> bool:
+        """Wait for news from other workers, at most `patience` seconds; whether there are any."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if self.refresh():
+                return True
+            time.sleep(POLL)
+        return False
+
+    def _add(self, record: dict, values: list[float] | None = None) -> None:
+        """One transaction; what is no result is a failed trial, which no sampler or dashboard takes for one."""
+        state = self.state.FAIL if values is None else self.state.COMPLETE
+        self.study.add_trial(self.create_trial(state=state, values=values, user_attrs=record))

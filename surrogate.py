@@ -1,0 +1,44 @@
+"""What the looks at all candidates together say of each: Gaussian-process regression over length configs.
+
+Similar configs score alike, so that a few questions asked of each of many candidates say as much as many questions asked
+of one (Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2006, algorithm 2.1, with the noise of each
+observation known).
+"""
+
+import itertools
+
+import numpy as np
+import torch
+
+LENGTH_SCALES = (0.15, 0.3, 0.6)  # of configs whose lengths are fractions of the longest
+SIGNALS = (0.5, 1.5, 4.0)  # standard deviation of what the trend leaves, in points
+TREND = 30.0  # standard deviation of its coefficients, in points
+
+
+def smooth(configs: np.ndarray, values: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior mean and standard deviation (N) at `configs` (N, L), fractions in [0, 1].
+
+    `values` (N) were observed there with standard errors `errors` (N), in points. The prior is a quadratic trend in the
+    dropped fractions and a squared-exponential kernel, of a few sizes the most likely.
+    """
+    x, y, noise = (torch.from_numpy(array).double() for array in (configs, values, errors**2 + 1e-6))
+    dropped = 1 - x
+    terms = torch.cat([torch.ones(len(x), 1), dropped, dropped**2], dim=1)
+    trend, distances = TREND**2 * terms @ terms.T, torch.cdist(x, x) ** 2
+    kernels = (
+        trend + signal**2 * torch.exp(-distances / (2 * scale**2))
+        for scale, signal in itertools.product(LENGTH_SCALES, SIGNALS)
+    )
+    kernel = max(kernels, key=lambda kernel: _log_likelihood(kernel, noise, y))
+    factor = torch.linalg.cholesky(kernel + torch.diag(noise))
+    half = torch.linalg.solve_triangular(factor, kernel, upper=False)
+    whitened = torch.linalg.solve_triangular(factor, y[:, None], upper=False)
+    variance = (kernel.diag() - (half**2).sum(0)).clamp(min=0)
+    return (half.T @ whitened)[:, 0].numpy(), variance.sqrt().numpy()
+
+
+def _log_likelihood(kernel: torch.Tensor, noise: torch.Tensor, y: torch.Tensor) -> float:
+    """Log marginal likelihood, but for a constant."""
+    factor = torch.linalg.cholesky(kernel + torch.diag(noise))
+    whitened = torch.linalg.solve_triangular(factor, y[:, None], upper=False)
+    return (-0.5 * (whitened**2).sum() - factor.diag().log().sum()).item()
