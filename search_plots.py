@@ -8,7 +8,13 @@ from plots import BLUE, GREEN, GREY, ORANGE, RED, PlotError, new_figure
 PINK = "#CC79A7"  # of the same palette
 DROPS_SHOWN = 5.0  # F1 points; what loses more is no alternative, and would squeeze the others
 BARS = {"elinewidth": 1, "capsize": 2.5, "capthick": 1}
-CHOSEN = {"color": RED, "markersize": 19, "markeredgecolor": "white", "zorder": 1.5}  # behind its own bar
+CHOSEN = {
+    "color": RED,
+    "markersize": 17,
+    "markerfacecolor": "none",
+    "markeredgewidth": 1.8,
+    "zorder": 5,
+}  # shows its bar
 
 # label, (GMACs, GMACs at full length), (F1, F1 at full length), colour, marker
 PUBLISHED = (
@@ -82,8 +88,8 @@ def draw_frontier(axes, frontier, candidates, full, constant_ratio, chosen, cost
 def draw_drops(axes, frontier: Sequence[dict], chosen: dict | None) -> None:
     """F1 points below full length against the fraction of its MACs, beside the published points, each below its own.
 
-    Published: QuaLA-MiniLM, arXiv:2210.17114, table 1 (SQuAD v1.1, 384 tokens). Others (LAT, Dynamic-TinyBERT) give
-    speed-ups, or no F1 at full length of the same weights, and are not drawn.
+    Published: the results of QuaLA-MiniLM, arXiv:2210.17114 (SQuAD v1.1, 384 tokens). To be drawn, a result needs MACs
+    and F1 of the same weights at full length too.
     """
     near = sorted((row for row in frontier if row["f1_drop"] <= DROPS_SHOWN), key=lambda row: row["macs_ratio"])
     hidden = len(frontier) - len(near)
