@@ -121,17 +121,28 @@ class LengthAdaptiveArguments:
         default=None,
         metadata={
             "help": "Output folder of a search; the length config is chosen from its frontier by exactly one of "
-            "--max_f1_drop, --target_macs, --target_macs_ratio."
+            "--max_f1_drop, --target_macs, --target_macs_ratio, --target_latency_ms."
         },
     )
     max_f1_drop: float | None = field(
-        default=None, metadata={"help": "Cheapest config at most this many F1 points below the full model."}
+        default=None,
+        metadata={
+            "help": "Cheapest config at most this many F1 points below the full model: by MACs, or by latency if that was "
+            "the search's objective."
+        },
     )
     target_macs: float | None = field(
         default=None, metadata={"help": "Best config of at most this many multiply-accumulates, e.g. 2.5e9."}
     )
     target_macs_ratio: float | None = field(
         default=None, metadata={"help": "Best config of at most this fraction of the full model's MACs."}
+    )
+    target_latency_ms: float | None = field(
+        default=None,
+        metadata={
+            "help": "Best config of at most this many milliseconds a window, as a search with --search_objective latency "
+            "measured them."
+        },
     )
     measure_rate: str | None = field(
         default=None,

@@ -3,12 +3,9 @@
 Cost is any number to minimise (multiply-accumulates, a latency), score any number to maximise (F1, 0-100).
 """
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 LengthConfig = tuple[int, ...]
 ORIGINS = ("full", "initial", "mutation", "crossover", "sampled", "loaded")
@@ -124,10 +121,12 @@ def choose(
     max_score_drop: float | None = None,
     target_cost: float | None = None,
     target_cost_ratio: float | None = None,
+    unit: str = "MACs",
 ) -> Candidate:
     """The cheapest candidate within `max_score_drop` of `full`, or the best one of at most the target cost.
 
-    Takes exactly one criterion; `target_cost_ratio` is relative to `full.cost`. Raises SearchError if none fits.
+    Takes exactly one criterion; `target_cost_ratio` is relative to `full.cost`. `unit` is that of the costs. Raises
+    SearchError if none fits.
     """
     if [max_score_drop, target_cost, target_cost_ratio].count(None) != 2:
         raise SearchError("choose by exactly one of: largest score drop, target cost, target cost ratio.")
@@ -143,20 +142,11 @@ def choose(
     else:
         target = target_cost_ratio * full.cost if target_cost is None else target_cost
         fitting = [c for c in best_first if c.cost <= target]
-        nearest, wanted = cheapest_first[0], f"costs at most {target:.4g} ({target / full.cost:.3f} of the full model)"
+        nearest = cheapest_first[0]
+        wanted = f"takes at most {target:.4g} {unit} ({target / full.cost:.3f} of the full model's)"
     if not fitting:
         raise SearchError(
             f"no length config found {wanted}; the nearest is {nearest.length_config}: score {nearest.score:.2f}, "
-            f"cost {nearest.cost:.4g} ({nearest.cost / full.cost:.3f} of full). Relax the target, or search further."
+            f"{nearest.cost:.4g} {unit} ({nearest.cost / full.cost:.3f} of full). Relax the target, or search further."
         )
     return fitting[0]
-
-
-def write_frontier_csv(path: str | Path, frontier: Sequence[Candidate], full: Candidate) -> None:
-    """Write a row a candidate: length_config (JSON list), macs, macs_ratio (of `full`), f1, f1_drop (points)."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["length_config", "macs", "macs_ratio", "f1", "f1_drop"])
-        for c in frontier:
-            ratio, drop = round(c.cost / full.cost, 6), round(full.score - c.score, 4)
-            writer.writerow([json.dumps(c.length_config), _plain(c.cost), ratio, round(c.score, 4), drop])

@@ -13,7 +13,7 @@ from arguments import Arguments
 from length_config import LengthConfigError, parse_length_config, parse_length_ratios
 
 LENGTH_CONFIGS = ("length_config", "length_ratios", "length_config_from")
-BUDGETS = ("max_f1_drop", "target_macs", "target_macs_ratio")
+BUDGETS = ("max_f1_drop", "target_macs", "target_macs_ratio", "target_latency_ms")
 
 AT_LEAST = {
     8: "max_seq_length",
@@ -64,6 +64,8 @@ def check_ranges(args: Arguments) -> None:
     floor, temperature = args.search.search_floor_ratio, args.length_adaptive.kl_temperature
     require(0 < floor < 1, f"--search_floor_ratio must lie between 0 and 1, not {floor}.")
     require(temperature > 0, f"--kl_temperature must be above 0, not {temperature}.")
+    latency = args.length_adaptive.target_latency_ms
+    require(latency is None or latency > 0, f"--target_latency_ms must be above 0, not {latency}.")
 
 
 def check_stages(args: Arguments) -> None:
@@ -221,11 +223,16 @@ def check_length_config(args: Arguments) -> None:
     require(len(given) <= 1, f"{' and '.join(given)} exclude each other: give exactly one.")
     require(
         not adaptive.length_config_from or given,
-        "--length_config_from needs exactly one of --max_f1_drop, --target_macs, --target_macs_ratio.",
+        f"--length_config_from needs exactly one of {', '.join(f'--{name}' for name in BUDGETS)}.",
     )
     require(
         not given or adaptive.length_config_from or args.search.do_search,
         f"{' '.join(given)} chooses from a search: add --length_config_from FOLDER or --do_search.",
+    )
+    measures = getattr(args.search, "search_objective", "macs") == "latency"
+    require(
+        adaptive.target_latency_ms is None or adaptive.length_config_from or measures,
+        "--target_latency_ms chooses by latency, which --do_search measures with --search_objective latency: add that.",
     )
     try:
         if adaptive.length_config:

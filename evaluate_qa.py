@@ -13,6 +13,7 @@ from candidates import SearchError
 from checks import LENGTH_CONFIGS, parse_rates
 from errors import RunError
 from features_qa import make_collator
+from frontier_qa import choose_from
 from int8_engine import Int8Model
 from length_config import (
     LengthConfigError,
@@ -27,7 +28,6 @@ from length_config import (
 from loading import QuestionSet
 from native_ops import load_fused_operators
 from results_qa import engine_cache, how_made, write_json, write_results
-from search_qa import choose_from
 from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import write_answers
 
@@ -67,7 +67,9 @@ def asked_length_config(args: Arguments, config) -> tuple[int, ...] | None:
         if adaptive.length_ratios:
             return parse_length_ratios(adaptive.length_ratios, layers)
         if adaptive.length_config_from:
-            return validate_length_config(choose_from(args), layers, length)
+            chosen, reason = choose_from(args)
+            logger.info("%s", reason)
+            return validate_length_config(chosen, layers, length)
     except (LengthConfigError, SearchError) as error:
         source = f" {adaptive.length_config_from}" if flag == "length_config_from" else ""
         raise RunError(f"--{flag}{source}: {error}") from error

@@ -1,11 +1,11 @@
-"""The search stage: length configs scored by the reader at hand, their frontier, and the choice of one."""
+"""The search stage: length configs scored by the reader at hand, and their frontier."""
 
 import hashlib
 import json
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,13 +14,13 @@ from transformers.trainer_callback import ProgressCallback
 
 from arguments import Arguments
 from candidate_store import CandidateStore, load_store
-from candidates import Candidate, SearchError, choose, pareto_frontier, spread, write_frontier_csv
+from candidates import Candidate, SearchError, pareto_frontier, spread
 from errors import RunError
 from evolution import EvolutionarySearch, SearchSettings
+from frontier_qa import budget, choose_row, frontier_row, frontier_table, write_pictures
 from int8_engine import Int8Model
 from length_config import count_macs, in_unit
 from loading import QuestionSet
-from plots import plot_pareto
 from trainer_qa import QuestionAnsweringTrainer
 
 logger = logging.getLogger(__name__)
@@ -147,8 +147,8 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
         trainer.add_callback(progress_bar)
     results = search_results(args, evolution, final, full, len(scored_on.examples), len(questions.examples))
     if trainer.is_world_process_zero():
-        write_pictures(args, evolution, final, full, results)
-    logger.info("%s", frontier_table(final, full))
+        write_pictures(Path(args.run.output_dir), results, evolution.candidates)
+    logger.info("%s", frontier_table(results["frontier"]))
     return results
 
 
@@ -161,11 +161,7 @@ def search_results(
     final_on: int,
 ) -> dict:
     """search_results.json: every candidate, the frontier (F1 on all questions), the full model, the chosen config."""
-    try:
-        chosen = choose(frontier, full, **budget(args)) if budget(args) else None
-    except SearchError as error:  # hours of search are not thrown away for a target that it did not reach
-        logger.warning("no length config is chosen: %s", error)
-        chosen = None
+    *rows, full_row = [frontier_row(candidate, full) for candidate in (*frontier, full)]
     return {
         "settings": asdict(evolution.settings),
         "seed": args.run.seed,
@@ -175,73 +171,22 @@ def search_results(
         "candidate_questions": scored_on,
         "frontier_questions": final_on,
         "search_rescore": args.search.search_rescore,
-        "full": full.record(),
-        "frontier": [candidate.record() for candidate in frontier],
-        "chosen": chosen.record() if chosen else None,
+        "objective": "macs",
+        "full": full_row,
+        "frontier": rows,
+        "chosen": chosen_row(args, rows, full_row),
         "candidates": [candidate.record() for candidate in evolution.candidates],
     }
 
 
-def write_pictures(args: Arguments, evolution: EvolutionarySearch, frontier, full: Candidate, results: dict) -> None:
-    folder, chosen, sampled = Path(args.run.output_dir), results["chosen"], results["candidate_questions"]
-    # A sample is easier or harder than all questions: what compares is the distance from the full model.
-    shift = full.score - evolution.full.score
-    candidates = [replace(candidate, score=candidate.score + shift) for candidate in evolution.candidates]
-    write_frontier_csv(folder / "pareto.csv", frontier, full)
-    plot_pareto(
-        folder / "pareto.png",
-        frontier=frontier,
-        candidates=candidates,
-        full=full,
-        constant_ratio=[c for c in candidates if c.origin in ("full", "initial")],
-        chosen=read_candidate(chosen) if chosen else None,
-        candidates_on=f" (on {sampled} questions, {shift:+.2f})" if sampled < results["frontier_questions"] else "",
-    )
-
-
-def frontier_table(frontier: Sequence[Candidate], full: Candidate) -> str:
-    """The frontier as lines of text: config, MACs, ratio, F1, points below the full model."""
-    lines = ["frontier:", f"{'length config':<40} {'MACs':>10} {'ratio':>6} {'F1':>6} {'drop':>6}"]
-    for c in frontier:
-        ratio, drop = c.cost / full.cost, full.score - c.score
-        lines.append(f"{c.length_config!s:<40} {c.cost:>10.4g} {ratio:>6.3f} {c.score:>6.2f} {drop:>6.2f}")
-    return "\n".join(lines)
-
-
-# ---- choosing ------------------------------------------------------------------------------------------------------
-
-
-def budget(args: Arguments) -> dict[str, float]:
-    """The budget on the command line as arguments of `choose`; empty if none is given."""
-    adaptive = args.length_adaptive
-    given = {
-        "max_score_drop": adaptive.max_f1_drop,
-        "target_cost": adaptive.target_macs,
-        "target_cost_ratio": adaptive.target_macs_ratio,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def read_candidate(record: dict) -> Candidate:
-    return Candidate(tuple(record["length_config"]), record["macs"], record["score"], record["origin"])
-
-
-def choose_from(args: Arguments) -> tuple[float, ...]:
-    """The length config of a finished search's frontier that meets the budget on the command line."""
-    path = Path(args.length_adaptive.length_config_from, "search_results.json")
+def chosen_row(args: Arguments, rows: list[dict], full: dict) -> dict | None:
+    """The row that the budget on the command line chooses; None without a budget, or if nothing meets it."""
+    if not budget(args):
+        return None
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        frontier, full = [read_candidate(row) for row in results["frontier"]], read_candidate(results["full"])
-        made_for, length, unit = results["max_seq_length"], args.data.max_seq_length, results.get("length_unit")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SearchError(f"no results of a finished search there ({error}).") from None
-    if made_for != length:
-        raise SearchError(
-            f"its length configs were made for --max_seq_length {made_for}, not {length}; give that, or search again."
-        )
-    chosen = choose(frontier, full, **budget(args))
-    logger.info(
-        "chose %s: %.3f of the full MACs, F1 %.2f against %.2f at full length",
-        *(chosen.length_config, chosen.cost / full.cost, chosen.score, full.score),
-    )
-    return in_unit(unit, chosen.length_config, length)
+        choice = choose_row(rows, full, *budget(args))
+    except SearchError as error:  # hours of search are not thrown away for a target that it did not reach
+        logger.warning("no length config is chosen: %s", error)
+        return None
+    logger.info("%s", choice.reason)
+    return choice.row

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from stages import SEARCH, SIZES, TRAINING, digest, succeed
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
@@ -138,6 +139,22 @@ def roberta_tokenizer() -> PreTrainedTokenizerFast:
 def tokenizer(request) -> PreTrainedTokenizerFast:
     """Each of the two tokenizers in turn."""
     return request.getfixturevalue(f"{request.param}_tokenizer")
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """The figures that were saved, to look into."""
+    figures, save = [], Figure.savefig
+
+    def remember(figure, *args, **kwargs):
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    return figures
 
 
 # ---- the folders that the stages leave -----------------------------------------------------------------------------

@@ -1,13 +1,12 @@
 """Frontier, hypervolume and choice among candidates, against their definitions and hand-computed values."""
 
-import csv
 import itertools
 import random
 
 import pytest
 from small_search import candidate
 
-from candidates import Candidate, SearchError, choose, hypervolume, pareto_frontier, spread, write_frontier_csv
+from candidates import Candidate, SearchError, choose, hypervolume, pareto_frontier, spread
 
 FULL = Candidate((9, 9), 1000, 88.3, "full")
 FRONTIER = [candidate(300, 84.0, (3, 3)), candidate(500, 87.3, (5, 5)), candidate(800, 88.4, (8, 8))]
@@ -103,12 +102,3 @@ def test_an_impossible_target_names_the_nearest_candidate(criterion, nearest):
 def test_choose_wants_exactly_one_criterion(criteria):
     with pytest.raises(SearchError, match="exactly one"):
         choose(FRONTIER, FULL, **criteria)
-
-
-def test_the_frontier_csv_has_ratios_and_drops_relative_to_the_full_model(tmp_path):
-    write_frontier_csv(tmp_path / "pareto.csv", FRONTIER[:2], FULL)
-    with open(tmp_path / "pareto.csv", newline="") as file:
-        header, first, second = csv.reader(file)
-    assert header == ["length_config", "macs", "macs_ratio", "f1", "f1_drop"]
-    assert first == ["[3, 3]", "300", "0.3", "84.0", "4.3"]
-    assert second == ["[5, 5]", "500", "0.5", "87.3", "1.0"]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from stages import LENGTHS, SEARCH, digest, failure, read, run, succeed
 
+import frontier_qa
 import run_qa
 import search_qa
 
@@ -29,6 +30,16 @@ def test_a_search_leaves_results_frontier_picture_and_the_chosen_model(searched)
         ]
     assert (searched / "pareto.png").stat().st_size > 1000
     assert read(searched / "config.json")["length_config"] == results["chosen"]["length_config"]
+
+
+def test_the_frontiers_rows_say_what_is_known_of_them(searched):
+    results = read(searched / "search_results.json")
+    full = results["full"]
+    assert results["objective"] == "macs" and full["f1_drop"] == 0 and full["macs_ratio"] == 1
+    for row in [*results["frontier"], results["chosen"]]:
+        assert row["macs_ratio"] == pytest.approx(row["macs"] / full["macs"])
+        assert row["f1_drop"] == pytest.approx(full["score"] - row["score"])
+        assert row["latency_ms"] is row["slice_score"] is row["f1_drop_interval"] is row["slice_f1_drop"] is None
 
 
 def test_scores_of_a_search_are_what_evaluation_gives(searched, evaluate):
@@ -103,7 +114,7 @@ def test_the_full_model_above_search_max_macs_is_only_the_reference(
     sample, dynamic, squad_v1_file, tmp_path, monkeypatch
 ):
     shown = {}
-    monkeypatch.setattr(search_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
+    monkeypatch.setattr(frontier_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
     monkeypatch.setattr(search_qa, "f1_score", lambda trainer, questions, lengths: sum(lengths) / 10)
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
     succeed(*command, *sample, "--search_max_macs", 1.8e6, "--target_macs_ratio", "1", "--output_dir", tmp_path)
@@ -118,7 +129,7 @@ def test_the_picture_shows_a_samples_scores_at_their_distance_from_the_full_mode
     dynamic, squad_v1_file, tmp_path, monkeypatch
 ):
     shown = {}
-    monkeypatch.setattr(search_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
+    monkeypatch.setattr(frontier_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
     succeed(*command, "--search_samples", "5", "--output_dir", tmp_path)
     results = read(tmp_path / "search_results.json")
@@ -148,6 +159,20 @@ def test_each_budget_chooses_from_a_search(flag, value, searched, evaluate):
     results = read(evaluate("--length_config_from", searched, flag, value) / "eval_results.json")
     frontier = read(searched / "search_results.json")["frontier"]  # by rising MACs and F1
     assert results["eval_length_config"] == frontier[0 if flag == "--max_f1_drop" else -1]["length_config"]
+
+
+def test_a_choice_is_logged_with_what_it_was_made_against(searched, evaluate, caplog):
+    evaluate("--length_config_from", searched, "--max_f1_drop", 100)
+    cheapest = read(searched / "search_results.json")["frontier"][0]
+    assert f"--max_f1_drop 100 chooses {tuple(cheapest['length_config'])}" in caplog.text
+    assert "nothing cheaper was found" in caplog.text
+
+
+def test_a_choice_by_latency_from_a_search_by_macs_is_refused(searched, dynamic, squad_v1_file, tmp_path, capsys):
+    command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, "--do_eval")
+    command += ("--length_config_from", searched, "--target_latency_ms", 5, "--output_dir", tmp_path / "out")
+    message = failure(capsys, *command)
+    assert "--length_config_from" in message and "--search_objective latency" in message
 
 
 def test_length_configs_of_another_sequence_length_are_refused(searched, dynamic, squad_v1_file, tmp_path, capsys):
@@ -206,7 +231,7 @@ def test_the_picture_of_loaded_scores_has_the_constant_ratio_curve(
     searched, dynamic, squad_v1_file, tmp_path, monkeypatch
 ):
     shown = {}
-    monkeypatch.setattr(search_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
+    monkeypatch.setattr(frontier_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
     succeed(*command, "--load_store_file", searched / "search_store.jsonl", "--output_dir", tmp_path)
     stored = map(json.loads, (searched / "search_store.jsonl").read_text().splitlines()[1:])
