@@ -113,14 +113,15 @@ def search_settings(args: Arguments, num_layers: int) -> SearchSettings:
     )
 
 
-def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet) -> dict:
-    """Search length configs; writes pareto.csv and pareto.png, returns what search_results.json holds."""
-    if not questions.has_gold:
-        raise SearchError("--do_search needs validation questions with answers to score by.")
+def search(trainer: QuestionAnsweringTrainer, args: Arguments, scored_on: QuestionSet, questions: QuestionSet) -> dict:
+    """Search length configs by their F1 on `scored_on`, and score the frontier on the validation `questions`.
+
+    Writes pareto.csv and pareto.png, returns what search_results.json holds.
+    """
+    for split, scored in ((args.search.search_split, scored_on), ("validation", questions)):
+        if not scored.has_gold:
+            raise SearchError(f"--do_search needs {split} questions with answers to score by.")
     config, unit = trainer.model.config, args.length_adaptive.length_unit
-    scored_on = (
-        questions.sample(args.search.search_samples, args.run.seed) if args.search.search_samples else questions
-    )
     progress_bar = trainer.pop_callback(ProgressCallback)  # one bar for the search, not one a candidate
     facts = scoring_facts(args, trainer.model, scored_on)
     loaded = load_candidates(args, config.num_hidden_layers, facts)  # a misfit is said before a store is made
@@ -136,10 +137,12 @@ def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: Questi
     )
     frontier = evolution.run()
     full, final = evolution.full, frontier
-    if args.search.search_samples:
+    if scored_on is not questions:
         store = open_store(trainer, "frontier_store.jsonl", scoring_facts(args, trainer.model, questions))
         members = spread(frontier, args.search.search_rescore or len(frontier))
-        logger.info("re-scoring %d of the frontier's %d configs on all questions", len(members), len(frontier))
+        logger.info(
+            "re-scoring %d of the frontier's %d configs on the validation questions", len(members), len(frontier)
+        )
         full, *rescored = rescore(trainer, args, [evolution.full, *members], questions, store)
         max_macs = args.search.search_max_macs  # the full model may be above it; on the sample it may have been beaten
         final = pareto_frontier([full, *rescored] if max_macs is None or full.cost <= max_macs else rescored)
@@ -172,6 +175,7 @@ def search_results(
         "model": args.model.model_name_or_path,
         "max_seq_length": args.data.max_seq_length,
         "length_unit": args.length_adaptive.length_unit,
+        "search_split": args.search.search_split,
         "candidate_questions": scored_on,
         "frontier_questions": final_on,
         "search_rescore": args.search.search_rescore,
@@ -184,8 +188,9 @@ def search_results(
 
 def write_pictures(args: Arguments, evolution: EvolutionarySearch, frontier, full: Candidate, results: dict) -> None:
     folder, chosen, sampled = Path(args.run.output_dir), results["chosen"], results["candidate_questions"]
-    # A sample is easier or harder than all questions: what compares is the distance from the full model.
-    shift = full.score - evolution.full.score
+    # Other questions are easier or harder: what compares is the distance from the full model.
+    shift, split = full.score - evolution.full.score, results["search_split"]
+    elsewhere = split == "train" or sampled < results["frontier_questions"]
     candidates = [replace(candidate, score=candidate.score + shift) for candidate in evolution.candidates]
     write_frontier_csv(folder / "pareto.csv", frontier, full)
     plot_pareto(
@@ -195,7 +200,7 @@ def write_pictures(args: Arguments, evolution: EvolutionarySearch, frontier, ful
         full=full,
         constant_ratio=[c for c in candidates if c.origin in ("full", "initial")],
         chosen=read_candidate(chosen) if chosen else None,
-        candidates_on=f" (on {sampled} questions, {shift:+.2f})" if sampled < results["frontier_questions"] else "",
+        candidates_on=f" (on {sampled} {split} questions, {shift:+.2f})" if elsewhere else "",
     )
 
 
