@@ -84,8 +84,8 @@ def record(args: Arguments, model: PreTrainedModel, held: Dataset) -> None:
     unseen = articles if model.has_new_head else articles & recorded_articles(model.config)
     if unseen < articles and args.run.process_index == 0:
         logger.warning(
-            "--model_name_or_path %s answers questions already and does not say that it was trained without the articles "
-            "that --hold_out_samples %d leaves out: a search will warn of it. Train it with the same flag too.",
+            "--model_name_or_path %s answers questions already and does not say that it was trained without the "
+            "articles that --hold_out_samples %d leaves out: a search will warn of it. Train it with the same flag too.",
             *(args.model.model_name_or_path, args.data.hold_out_samples),
         )
     if unseen:
@@ -106,7 +106,7 @@ def warn_if_seen(config: PretrainedConfig, examples: Dataset) -> None:
             {"samples": "?", "seed": "?"} | config.held_out
         )
     logger.warning(
-        "the model may have been trained on the %d training questions that score the candidates (%s): F1 on them flatters, "
-        "go by the F1 on validation questions. Training with --hold_out_samples %d would leave them out.",
+        "the model may have been trained on the %d training questions that score the candidates (%s): F1 on them "
+        "flatters, go by the F1 on validation questions. Training with --hold_out_samples %d would leave them out.",
         *(len(examples), said, len(examples)),
     )
