@@ -46,10 +46,13 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Training questions: SQuAD JSON, flat JSON, JSON lines (.json, .jsonl) or CSV."},
+        metadata={
+            "help": "Questions to train on, and on a slice of which --do_search scores its candidates: SQuAD JSON, flat "
+            "JSON, JSON lines (.json, .jsonl) or CSV."
+        },
     )
     validation_file: str | None = field(
-        default=None, metadata={"help": "Questions that --do_eval and --do_search use."}
+        default=None, metadata={"help": "Questions that --do_eval and the frontier of --do_search are scored on."}
     )
     test_file: str | None = field(default=None, metadata={"help": "Questions that --do_predict answers."})
     overwrite_cache: bool = field(default=False, metadata={"help": "Read and tokenize the data anew."})
@@ -66,9 +69,22 @@ class DataArguments:
             "losses depend on it a little, as in the stock models: their softmax runs over the padding too."
         },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first N training questions only."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use the first N training questions only (of those not held out)."}
+    )
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first N validation questions only."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Answer the first N test questions only."})
+    hold_out_samples: int = field(
+        default=0,
+        metadata={
+            "help": "Train without whole articles of at least N questions (of whole passages if there are no titles): "
+            "those that --do_search scores on if its --search_samples is N or less. The model's config.json names them."
+        },
+    )
+    hold_out_seed: int = field(
+        default=42,
+        metadata={"help": "Draws these articles, in training and in the search (--seed may differ between the two)."},
+    )
     version_2_with_negative: bool = field(default=False, metadata={"help": "SQuAD v2: some have no answer."})
     null_score_diff_threshold: float = field(
         default=0.0,
@@ -177,20 +193,32 @@ class SearchArguments:
     search_max_macs: float | None = field(
         default=None, metadata={"help": "Upper bound of MACs (full model if unset)."}
     )
+    search_split: Literal["train", "validation"] = field(
+        default="train",
+        metadata={
+            "help": "Score candidates on whole articles of the training questions, those that --hold_out_samples leaves "
+            "out of training, or on validation questions. The frontier is always scored on validation questions."
+        },
+    )
     search_samples: int | None = field(
         default=None,
         metadata={
-            "help": "Score on N validation questions drawn by --seed; the frontier is re-scored on all of them."
+            "help": "Score candidates on N questions: of the training split at least N, in whole articles drawn by "
+            "--hold_out_seed (2000 if unset); of the validation split N drawn by --seed (all if unset)."
         },
     )
     search_rescore: int | None = field(
         default=None,
         metadata={
-            "help": "With --search_samples: re-score at most N members of the frontier, spread evenly over it from the "
-            "cheapest to the best (all of them if unset)."
+            "help": "Re-score at most N members of the frontier on the validation questions, spread evenly over it from "
+            "the cheapest to the best (all of them if unset)."
         },
     )
     search_max_candidates: int | None = field(default=None, metadata={"help": "Stop after this many scored configs."})
+
+    def __post_init__(self):
+        if self.search_samples is None and self.search_split == "train":
+            self.search_samples = 2000
 
 
 @dataclass
@@ -327,6 +355,11 @@ class Arguments:
     def trains(self) -> bool:
         """Whether weights change; with --tune, --do_train only names the examples to calibrate on."""
         return self.run.do_train and not self.quantization.tune
+
+    @property
+    def searches_training(self) -> bool:
+        """Whether the candidates of a search are scored on training questions."""
+        return self.search.do_search and self.search.search_split == "train"
 
     @property
     def tuned_backend(self) -> str:

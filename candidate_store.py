@@ -237,7 +237,7 @@ def _parse_candidate(record: dict, num_layers: int | None, max_length: int | Non
         raise SearchError(f"parents {parents!r} are no list of length configs")
     return Candidate(
         _parse_lengths(record["length_config"], num_layers, max_length),
-        finite(record.get("macs"), "macs"),
+        finite(record["cost"] if "cost" in record else record.get("macs"), "cost"),
         finite(score, "score"),
         origin,
         tuple(_parse_lengths(parent, num_layers, max_length) for parent in parents),

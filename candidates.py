@@ -30,8 +30,9 @@ class Candidate:
         """This candidate as JSON; what `candidate_store.load_store` reads."""
         return {
             "length_config": list(self.length_config),
-            "macs": _plain(self.cost),
+            "cost": _plain(self.cost),
             "score": self.score,
+            "std_error": self.std_error,
             "origin": self.origin,
             "parents": [list(parent) for parent in self.parents],
         }

@@ -20,8 +20,8 @@ AT_LEAST = {
     1: "doc_stride gradient_accumulation_steps max_answer_length max_eval_samples max_predict_samples "
     "max_train_samples n_best_size num_calibration_samples per_device_eval_batch_size per_device_train_batch_size "
     "preprocessing_num_workers search_max_candidates search_max_macs search_rescore search_samples target_macs",
-    0: "crossover_size data_seed evo_iter layer_dropout_bound learning_rate max_f1_drop mutation_size num_sandwich "
-    "num_train_epochs perf_tol population_size search_min_macs seed weight_decay",
+    0: "crossover_size data_seed evo_iter hold_out_samples hold_out_seed layer_dropout_bound learning_rate max_f1_drop "
+    "mutation_size num_sandwich num_train_epochs perf_tol population_size search_min_macs seed weight_decay",
 }
 FRACTIONS = ("length_drop_ratio_bound", "layer_dropout_prob", "attention_dropout", "hidden_dropout")  # [0, 1)
 PROBABILITIES = ("mutation_prob", "target_macs_ratio")  # (0, 1]
@@ -211,6 +211,11 @@ def check_data(args: Arguments) -> None:
             not wanted or data.dataset_name or getattr(data, f"{split}_file"),
             f"{stage} needs data: give --{split}_file or --dataset_name.",
         )
+    require(
+        not args.searches_training or data.dataset_name or data.train_file,
+        "--do_search scores its candidates on training questions: give --train_file or --dataset_name, or --search_split "
+        "validation.",
+    )
 
 
 def check_length_config(args: Arguments) -> None:

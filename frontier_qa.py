@@ -54,7 +54,7 @@ def frontier_row(
     interval, as whatever is not known, is None. MACs are the candidates' costs unless they are given.
     """
     record = candidate.record()
-    macs, full_macs = record["macs"] if macs is None else macs, full.cost if full_macs is None else full_macs
+    macs, full_macs = record["cost"] if macs is None else macs, full.cost if full_macs is None else full_macs
     score, drop, interval = _score_and_drop(scores, full_scores)
     slice_score, slice_drop, slice_interval = _score_and_drop(slice_scores, slice_full_scores)
     score = candidate.score if score is None else score

@@ -16,7 +16,8 @@ TRAINING_ONLY = (
     "auto_find_batch_size average_tokens_across_devices data_seed ddp_broadcast_buffers ddp_bucket_cap_mb "
     "ddp_find_unused_parameters ddp_static_graph enable_jit_checkpoint eval_delay eval_on_start eval_steps eval_strategy "
     "gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better "
-    "hidden_dropout ignore_data_skip include_num_input_tokens_seen learning_rate length_adaptive length_column_name "
+    "hidden_dropout hold_out_samples ignore_data_skip include_num_input_tokens_seen learning_rate length_adaptive "
+    "length_column_name "
     "load_best_model_at_end logging_first_step logging_nan_inf_filter logging_steps logging_strategy "
     "lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps metric_for_best_model "
     "neftune_noise_alpha num_train_epochs optim optim_args optim_target_modules per_device_train_batch_size restore_callback_states_from_checkpoint "
@@ -29,8 +30,10 @@ NEEDS = {
     ("length_adaptive",): "kl_direction kl_temperature layer_dropout_bound layer_dropout_prob length_drop_ratio_bound "
     "num_sandwich",
     ("do_search",): "crossover_size evo_iter load_store_file mutation_prob mutation_size population_size "
-    "search_floor_ratio search_max_candidates search_max_macs search_min_macs search_rescore search_samples",
-    ("do_train", "tune"): "max_train_samples train_file",
+    "search_floor_ratio search_max_candidates search_max_macs search_min_macs search_rescore search_samples search_split",
+    ("do_train", "tune"): "max_train_samples",
+    ("do_train", "tune", "search_split train"): "train_file",
+    ("hold_out_samples", "search_split train"): "hold_out_seed",
     ("tune",): "calibration_method is_relative metric_name num_calibration_samples perf_tol quantization_approach "
     "quantize_embeddings sensitivity",
     ("tune", "int8"): "quantization_backend",
@@ -72,6 +75,7 @@ def flags_without_effect(args: Arguments, given: set[str]) -> list[str]:
     """One line for each reason why some of the flags `given` do nothing in the chosen stages."""
     values, lines = given_values(args) | {"do_train": args.trains}, []
     values["quantization_approach"] = args.quantization.quantization_approach if args.quantization.tune else None
+    values["search_split"] = args.search.search_split if args.search.do_search else None
     left = {
         name for name in given if values.get(name) is not False or name in TRUE_UNLESS_NO
     }  # false asks for nothing

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import random
 import sys
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from arguments import Arguments, DataArguments
 from data_qa import load_splits
 from errors import RunError
 from features_qa import featurize, make_collator
+from hold_out import split_training
 from int8_backends import backend_class
 from int8_backends import open_int8 as open_int8_folder
 from int8_engine import Int8Model
@@ -118,6 +120,7 @@ def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     facts = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     model, report = load(args, MODEL_CLASSES[config.model_type], "model_name_or_path", **facts)
     check_weights(args, report["missing_keys"])
+    model.has_new_head = bool(report["missing_keys"])
     return model, tokenizer
 
 
@@ -214,11 +217,14 @@ def check_weights(args: Arguments, missing: set[str]) -> None:
         logger.warning("%s has no question-answering head: its answers mean nothing before --do_train", source)
 
 
-def load_data(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset | None, dict[str, QuestionSet]]:
-    """Training features (None if no stage needs them) and the question sets "validation" and "test" the stages need."""
+def load_data(
+    args: Arguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> tuple[Dataset | None, dict[str, QuestionSet]]:
+    """Training features (None if no stage needs them) and the question sets the stages need: "validation", "test" and
+    "search", which scores the candidates of a search. What training holds out is recorded in `model`."""
     data, run = args.data, args.run
     wanted = {
-        "train": args.trains or args.calibrates,
+        "train": args.trains or args.calibrates or args.searches_training,
         "validation": run.do_eval or args.search.do_search,
         "test": run.do_predict,
     }
@@ -234,12 +240,25 @@ def load_data(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Data
             token=args.model.token,
             overwrite_cache=data.overwrite_cache,
         )
-        for split in files:
-            if split not in splits:
-                raise RunError(f"--dataset_name {data.dataset_name} has no {split} split: give --{split}_file.")
-        sets = {split: question_set(data, split, splits[split], tokenizer) for split in files}
+        check_splits(args, files, splits)
+        questions = {split: splits[split] for split in files if split != "train"}
+        if wanted["train"]:
+            questions |= split_training(args, model, splits["train"])
+        sets = {name: question_set(data, name, examples, tokenizer) for name, examples in questions.items()}
+    if args.search.do_search and not args.searches_training:
+        size, validation = args.search.search_samples, sets["validation"]
+        sets["search"] = validation.sample(size, run.seed) if size else validation
     train = sets.pop("train", None)
     return train and train.features, sets
+
+
+def check_splits(args: Arguments, wanted: Iterable[str], splits: Container[str]) -> None:
+    for split in wanted:
+        if split not in splits:
+            way_out = " or --search_split validation" if split == "train" and not args.run.do_train else ""
+            raise RunError(
+                f"--dataset_name {args.data.dataset_name} has no {split} split: give --{split}_file{way_out}."
+            )
 
 
 def question_set(
@@ -247,7 +266,7 @@ def question_set(
 ) -> QuestionSet:
     """The first questions of a split, as many as --max_..._samples allows, with their features."""
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_predict_samples}
-    examples = examples.select(range(min(limits[split] or sys.maxsize, len(examples))))
+    examples = examples.select(range(min(limits.get(split) or sys.maxsize, len(examples))))
     features = featurize(
         examples,
         tokenizer,

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from arguments import Arguments
+from arguments import Arguments, DataArguments
 from errors import RunError
 from int8_folder import RECIPE_FILE
 from results_qa import write_json
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 # a run that continues in a folder must agree with the run that began there on these
 SAME_RUN = (
-    "model_name_or_path dataset_name train_file max_train_samples max_seq_length doc_stride attention_dropout "
+    "model_name_or_path dataset_name train_file max_train_samples hold_out_samples hold_out_seed max_seq_length doc_stride attention_dropout "
     "hidden_dropout length_adaptive num_sandwich length_drop_ratio_bound layer_dropout_prob layer_dropout_bound "
     "kl_direction kl_temperature learning_rate per_device_train_batch_size gradient_accumulation_steps seed"
 )
@@ -141,7 +141,8 @@ def check_same_run(args: Arguments, checkpoint: str | None) -> None:
     if checkpoint and Path(checkpoint).resolve().parent != folder.resolve():
         raise RunError(f"--output_dir {folder} holds another run than --resume_from_checkpoint: {remedy}")
     begun, now = json.loads(record.read_text()), run_settings(args)
-    differing = [f"--{name}" for name in now if begun.get(name) != now[name]]
+    # a run that was begun before there was such a flag had what is its default now
+    differing = [f"--{name}" for name in now if begun.get(name, getattr(DataArguments, name, None)) != now[name]]
     if differing:
         raise RunError(f"--output_dir {folder} was begun with another {', '.join(differing)}: {remedy}")
 

@@ -77,6 +77,10 @@ class SearchSettings:
     def full_config(self) -> LengthConfig:
         return (self.max_length,) * self.num_layers
 
+    def all_at_once(self, questions: int) -> "SearchSettings":
+        """The same with a single look at so many questions."""
+        return replace(self, looks=(questions,))
+
     @property
     def budget(self) -> int:
         """How many configs are scored at most."""
@@ -96,7 +100,7 @@ def growing_looks(questions: int, first: int = 32, factor: int = 4) -> tuple[int
 class RacingSearch(ABC):
     """Search the frontier of `cost(length_config)`, cheap and repeatable, and `score`, dear.
 
-    `score(length_config, begin, end)` gives the scores on the questions [begin, end) of a fixed random order; their
+    `score(length_config, questions)` gives the scores on the questions of these numbers, which are in random order; their
     mean counts. `loaded` candidates join with the scores they have; `store` (see CandidateStore) supplies known scores
     and receives new ones. No config is scored twice on a question.
     """
@@ -104,7 +108,7 @@ class RacingSearch(ABC):
     def __init__(
         self,
         cost: Callable[[LengthConfig], float],
-        score: Callable[[LengthConfig, int, int], Sequence[float]],
+        score: Callable[[LengthConfig, np.ndarray], Sequence[float]],
         settings: SearchSettings,
         store: CandidateStore | None = None,
         loaded: Sequence[Candidate] = (),
@@ -127,13 +131,25 @@ class RacingSearch(ABC):
         return list(self._found.values())
 
     @property
+    def full_config(self) -> LengthConfig:
+        return self.settings.full_config
+
+    @property
     def full(self) -> Candidate:
         """The full-length candidate."""
-        return self._found[self.settings.full_config]
+        return self._found[self.full_config]
 
-    def scores(self, candidate: Candidate) -> np.ndarray:
-        """The scores of a candidate, question by question, as far as it was looked at; none of a loaded one."""
-        return self._scores.get(candidate.length_config, np.empty(0))
+    def candidate(self, config: LengthConfig) -> Candidate:
+        return self._found[config]
+
+    def by_question(self, config: LengthConfig) -> np.ndarray | None:
+        """The scores of `config` on all questions, in their order; None if it was not asked all of them."""
+        scores, whole = self._scores.get(config, ()), self.settings.looks[-1]
+        if len(scores) < whole:
+            return None
+        result = np.empty(whole)
+        result[self._order(config)] = scores
+        return result
 
     def frontier(self, seen: int = 1) -> list[Candidate]:
         """The frontier of what `max_cost` allows and was scored on `seen` questions: the full model may be above it."""
@@ -144,6 +160,13 @@ class RacingSearch(ABC):
 
     # ---- the search ------------------------------------------------------------------------------------------------
 
+    description = "Search"
+
+    @property
+    def total(self) -> int:
+        """How many configs are scored at most."""
+        return self.settings.budget
+
     @abstractmethod
     def explore(self) -> None:
         """Propose length configs to `add` until the budget is spent."""
@@ -153,7 +176,7 @@ class RacingSearch(ABC):
         redirect = logging_redirect_tqdm() if self.progress else nullcontext()
         self._started = time.monotonic()
         with redirect, tqdm(
-            total=self.settings.budget, desc="Search", unit="config", disable=not self.progress
+            total=self.total, desc=self.description, unit="config", disable=not self.progress
         ) as self._bar:
             for c in self.loaded:  # with its origin: the constant-ratio curve is drawn from the initial ones
                 self._found[c.length_config] = replace(c, cost=finite(self.cost(c.length_config), "cost"))
@@ -166,10 +189,9 @@ class RacingSearch(ABC):
 
     def _score_full(self) -> None:
         """The full model on all questions: with its scores the others' are paired, so that a loaded mean will not do."""
-        full = self.settings.full_config
+        full = self.full_config
         if full not in self._found or len(self.settings.looks) > 1:
-            cost = finite(self.cost(full), f"cost of {full}")
-            self._found[full], self._scores[full] = Candidate(full, cost, 0.0, "full"), np.empty(0)
+            self.begin(Candidate(full, 0.0, 0.0, "full"))
             self._look_until([self.full], self.settings.looks[-1])
 
     def spent(self) -> bool:
@@ -180,11 +202,17 @@ class RacingSearch(ABC):
         """A first look at `config`, unless another process has it in hand."""
         self._join()
         if config not in self._scores:
-            cost = finite(self.cost(config), f"cost of {config}")
-            self._found[config], self._scores[config] = Candidate(config, cost, 0.0, origin, parents), np.empty(0)
+            self.begin(Candidate(config, 0.0, 0.0, origin, parents))
             if not self._look(self._found[config]):
                 del self._found[config], self._scores[config]
         self._bar.update(len(self._found) - self._num_loaded - self._bar.n)
+
+    def begin(self, candidate: Candidate) -> None:
+        """Take up a candidate that was not looked at yet."""
+        config = candidate.length_config
+        if config not in self._scores:
+            self._found[config] = replace(candidate, cost=finite(self.cost(config), f"cost of {config}"))
+            self._scores[config] = np.empty(0)
 
     def settle(self, size: int) -> None:
         """Look again at whoever may belong to the frontier, until all of them were scored on `size` questions."""
@@ -230,7 +258,8 @@ class RacingSearch(ABC):
         for config, candidate in self.store.candidates.items():
             known = self.store.known[config]
             if len(known) > len(self._scores.get(config, ())):
-                self._found[config], self._scores[config] = candidate, np.array(known)
+                self._found[config] = replace(candidate, cost=finite(self.cost(config), "cost"))
+                self._scores[config] = np.array(known)
 
     def _look_until(self, candidates: Sequence[Candidate], size: int) -> None:
         """Score `candidates` on `size` questions; what another process has in hand is waited for, and then taken over."""
@@ -287,9 +316,7 @@ class RacingSearch(ABC):
         if len(self.settings.looks) == 1:
             estimates = [(self._scores[config].mean(), 0.0) for config in configs]
         else:
-            self._full_scores = np.empty(self.settings.looks[-1])
-            full = self.settings.full_config
-            self._full_scores[self._order(full)] = self._scores[full]
+            self._full_scores = self.by_question(self.full_config)
             values, errors = np.array([self._paired_difference(config) for config in configs]).T
             means, deviations = smooth(np.array(configs) / self.settings.max_length, values, errors)
             known = errors == 0
@@ -321,3 +348,24 @@ class RacingSearch(ABC):
             f"{volume:.6g}; {counts['scored']} looks, {counts['cached']} from the store, {counts['failed']} failed tries."
         )
         counts.clear()
+
+
+class GivenConfigs(RacingSearch):
+    """No search: given candidates, and the full model, are scored on all of other questions."""
+
+    description = "Scoring the frontier"
+
+    def __init__(self, cost: Callable, score: Callable, given: Sequence[Candidate], settings: SearchSettings, **kwargs):
+        super().__init__(cost, score, settings, **kwargs)
+        self.given = given
+
+    @property
+    def total(self) -> int:
+        return len({self.full_config, *(c.length_config for c in self.given)})
+
+    def explore(self) -> None:
+        for candidate in self.given:
+            self.begin(candidate)
+        for candidate in self.given:
+            self._look_until([self._found[candidate.length_config]], self.settings.looks[-1])
+            self._bar.update()

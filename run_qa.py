@@ -2,7 +2,7 @@
 
     python run_qa.py --model_name_or_path ENCODER --train_file ... --do_train                   --output_dir fine
     python run_qa.py --model_name_or_path fine    --train_file ... --do_train --length_adaptive --output_dir dynamic
-    python run_qa.py --model_name_or_path dynamic --validation_file ... --do_search             --output_dir search
+    python run_qa.py --model_name_or_path dynamic --train_file ... --validation_file ... --do_search --output_dir search
     python run_qa.py --model_name_or_path dynamic --validation_file ... --do_eval --length_config_from search \
                      --max_f1_drop 1 --output_dir evaluation
     accelerate launch run_qa.py ...               # the same on several GPUs or processes
@@ -100,9 +100,11 @@ def draw_losses(args: Arguments, log_history: list[dict]) -> None:
         logger.info("no loss.png: training was shorter than --logging_steps %g", args.run.logging_steps)
 
 
-def search_length_configs(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet) -> None:
+def search_length_configs(
+    trainer: QuestionAnsweringTrainer, args: Arguments, scored_on: QuestionSet, questions: QuestionSet
+) -> None:
     """Search, and leave the model with the frontier in its configuration (and the chosen config as its default)."""
-    results, config = search(trainer, args, questions), trainer.model.config
+    results, config = search(trainer, args, scored_on, questions), trainer.model.config
     config.length_config_max_length = args.data.max_seq_length
     config.length_configs = [in_this_unit(args, record) for record in results["frontier"]]
     config.length_config = in_this_unit(args, results["chosen"])["length_config"] if results["chosen"] else None
@@ -123,12 +125,12 @@ def in_this_unit(args: Arguments, record: dict) -> dict:
 
 def describe_training(args: Arguments) -> str:
     """The model card's words for what this run has done to the base model's weights."""
+    data, split = args.data, args.search.search_split
     if not args.run.do_train:
-        return (
-            f"the base model's own; length configs searched on {args.data.validation_file or args.data.dataset_name}"
-        )
+        searched = getattr(data, f"{split}_file") or data.dataset_name
+        return f"the base model's own; length configs searched on {split} questions of {searched}"
     how = "with LengthDrop" if args.length_adaptive.length_adaptive else "at full length only (no LengthDrop)"
-    return f"{args.data.train_file or args.data.dataset_name}, {how}"
+    return f"{data.train_file or data.dataset_name}, {how}"
 
 
 def run(args: Arguments) -> None:
@@ -141,7 +143,7 @@ def run(args: Arguments) -> None:
         prepare_engines(args, model, length_config)
     elif not args.quantization.tune:
         prepare_attention(args, model, length_config)
-    train_features, questions = load_data(args, tokenizer)
+    train_features, questions = load_data(args, tokenizer, model)
     begin_output_dir(args)
     validation = questions.get("validation")
     if args.quantization.tune:
@@ -154,7 +156,7 @@ def run(args: Arguments) -> None:
     elif args.run.do_eval:
         evaluate(trainer, args, validation, length_config)
     if args.search.do_search:
-        search_length_configs(trainer, args, validation)
+        search_length_configs(trainer, args, questions["search"], validation)
     if args.run.do_predict:
         predict(trainer, args, questions["test"], length_config)
     if (args.run.do_train or args.search.do_search) and trainer.is_world_process_zero():

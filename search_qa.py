@@ -1,192 +1,196 @@
-"""The search stage: length configs scored by the reader at hand, and their frontier."""
+"""The search stage: length configs scored by the reader at hand, their frontier, and the choice of one."""
 
-import hashlib
-import json
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from arguments import Arguments
 from candidate_store import CandidateStore, load_store
-from candidates import Candidate, SearchError, pareto_frontier, spread
+from candidates import Candidate, LengthConfig, SearchError, thin
 from errors import RunError
-from evolution import EvolutionarySearch, SearchSettings
+from evolution import EvolutionarySearch
 from frontier_qa import budget, choose_row, frontier_row, frontier_table, write_pictures
-from int8_engine import Int8Model
-from length_config import count_macs, in_unit
+from latency_qa import EngineLatency
+from length_config import count_macs
 from loading import QuestionSet
+from optuna_search import TRIALS, OptunaSearch, make_study
+from racing import GivenConfigs, RacingSearch, SearchSettings, growing_looks
+from scoring import QuestionScorer, scoring_facts
+from shared_store import SharedStore
 from trainer_qa import QuestionAnsweringTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """Hex digest of the weights: scores of another model must not be taken for this one's."""
-    if isinstance(model, Int8Model):
-        return model.recipe["sha256"][:16]
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def search(trainer: QuestionAnsweringTrainer, args: Arguments, scored_on: QuestionSet, questions: QuestionSet) -> dict:
+    """Search length configs by their F1 on `scored_on`, and score the frontier on the validation `questions`.
 
-
-def scoring_dtype(run: TrainingArguments) -> str:
-    """The flag that lowers the precision of an evaluation; the weights themselves are float32 in a search."""
-    return next((flag for flag in ("bf16", "fp16") if getattr(run, flag)), "float32")
-
-
-def scoring_facts(args: Arguments, model: PreTrainedModel, questions: QuestionSet) -> dict:
-    """What a score depends on, besides the length config."""
-    texts = json.dumps([questions.examples["id"][:], questions.examples["question"][:]])
-    return {
-        "weights": fingerprint(model),
-        "questions": hashlib.sha256(texts.encode()).hexdigest()[:16],
-        "max_seq_length": args.data.max_seq_length,
-        "doc_stride": args.data.doc_stride,
-        "length_unit": args.length_adaptive.length_unit,
-        "dtype": model.dtype if args.quantization.int8 else scoring_dtype(args.run),
-        **asdict(questions.settings),
-    }
-
-
-def open_store(trainer: QuestionAnsweringTrainer, name: str, facts: dict) -> CandidateStore:
-    """The store in the output folder; the first process repairs or makes it, and alone writes to it."""
-    with trainer.args.main_process_first(desc="store"):
-        return CandidateStore(Path(trainer.args.output_dir, name), facts, readonly=trainer.args.process_index > 0)
-
-
-def load_candidates(args: Arguments, num_layers: int, facts: dict) -> list[Candidate]:
-    """The candidates of --load_store_file; RunError if they cannot be read or were scored with other `facts`."""
-    if not args.search.load_store_file:
-        return []
-    try:
-        return load_store(args.search.load_store_file, num_layers, args.data.max_seq_length, facts)
-    except SearchError as error:
-        raise RunError(f"--load_store_file {error}") from error
-
-
-def f1_score(trainer: QuestionAnsweringTrainer, questions: QuestionSet, length_config: tuple[int, ...]) -> float:
-    answers = questions.extractor(trainer.predict_logits(questions.features, length_config, "Search"), nbest=False)
-    return questions.score(answers)["f1"]
-
-
-def rescore(
-    trainer: QuestionAnsweringTrainer,
-    args: Arguments,
-    candidates: Sequence[Candidate],
-    questions: QuestionSet,
-    store: CandidateStore,
-) -> list[Candidate]:
-    """The candidates with their F1 on `questions`; what `store` knows is not evaluated again."""
-    rescored, quiet = [], trainer.args.disable_tqdm or trainer.args.process_index > 0
-    for old in tqdm(candidates, desc="Re-scoring the frontier", unit="config", disable=quiet):
-        score = store.known.get(old.length_config)
-        new = score is None
-        lengths = in_unit(args.length_adaptive.length_unit, old.length_config, args.data.max_seq_length)
-        score = f1_score(trainer, questions, lengths) if new else score
-        rescored.append(Candidate(old.length_config, old.cost, score, old.origin, old.parents))
-        if new:
-            store.append(rescored[-1])
-    return rescored
-
-
-def search_settings(args: Arguments, num_layers: int) -> SearchSettings:
-    search = args.search
-    return SearchSettings(
-        num_layers=num_layers,
-        max_length=args.data.max_seq_length,
-        iterations=search.evo_iter,
-        population_size=search.population_size,
-        mutation_size=search.mutation_size,
-        mutation_prob=search.mutation_prob,
-        crossover_size=search.crossover_size,
-        floor_ratio=search.search_floor_ratio,
-        min_cost=search.search_min_macs,
-        max_cost=search.search_max_macs,
-        max_candidates=search.search_max_candidates,
-    )
-
-
-def search(trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet) -> dict:
-    """Search length configs; writes pareto.csv and pareto.png, returns what search_results.json holds."""
-    if not questions.has_gold:
-        raise SearchError("--do_search needs validation questions with answers to score by.")
-    config, unit = trainer.model.config, args.length_adaptive.length_unit
-    scored_on = (
-        questions.sample(args.search.search_samples, args.run.seed) if args.search.search_samples else questions
-    )
+    Writes pareto.csv and the pictures, returns what search_results.json holds.
+    """
+    for split, scored in ((args.search.search_split, scored_on), ("validation", questions)):
+        if not scored.has_gold:
+            raise SearchError(f"--do_search needs {split} questions with answers to score by.")
     progress_bar = trainer.pop_callback(ProgressCallback)  # one bar for the search, not one a candidate
-    facts = scoring_facts(args, trainer.model, scored_on)
-    loaded = load_candidates(args, config.num_hidden_layers, facts)  # a misfit is said before a store is made
-    store = open_store(trainer, "search_store.jsonl", facts)
-    evolution = EvolutionarySearch(
-        cost=lambda lengths: count_macs(config, lengths, args.data.max_seq_length),
-        score=lambda lengths: f1_score(trainer, scored_on, in_unit(unit, lengths, args.data.max_seq_length)),
-        rng=random.Random(args.run.seed),
-        settings=search_settings(args, config.num_hidden_layers),
-        store=store,
-        loaded=loaded,
-        progress=args.run.process_index == 0 and not args.run.disable_tqdm,
-    )
-    frontier = evolution.run()
-    full, final = evolution.full, frontier
-    if args.search.search_samples:
-        store = open_store(trainer, "frontier_store.jsonl", scoring_facts(args, trainer.model, questions))
-        members = spread(frontier, args.search.search_rescore or len(frontier))
-        logger.info("re-scoring %d of the frontier's %d configs on all questions", len(members), len(frontier))
-        full, *rescored = rescore(trainer, args, [evolution.full, *members], questions, store)
-        max_macs = args.search.search_max_macs  # the full model may be above it; on the sample it may have been beaten
-        final = pareto_frontier([full, *rescored] if max_macs is None or full.cost <= max_macs else rescored)
+    results, race = SearchStage(trainer, args, questions).run(scored_on)
     if progress_bar is not None:
         trainer.add_callback(progress_bar)
-    results = search_results(args, evolution, final, full, len(scored_on.examples), len(questions.examples))
     if trainer.is_world_process_zero():
-        write_pictures(Path(args.run.output_dir), results, evolution.candidates)
+        write_pictures(Path(args.run.output_dir), results, race.candidates, race.history)
     logger.info("%s", frontier_table(results["frontier"]))
     return results
 
 
-def search_results(
-    args: Arguments,
-    evolution: EvolutionarySearch,
-    frontier: list[Candidate],
-    full: Candidate,
-    scored_on: int,
-    final_on: int,
-) -> dict:
-    """search_results.json: every candidate, the frontier (F1 on all questions), the full model, the chosen config."""
-    *rows, full_row = [frontier_row(candidate, full) for candidate in (*frontier, full)]
-    return {
-        "settings": asdict(evolution.settings),
-        "seed": args.run.seed,
-        "model": args.model.model_name_or_path,
-        "max_seq_length": args.data.max_seq_length,
-        "length_unit": args.length_adaptive.length_unit,
-        "candidate_questions": scored_on,
-        "frontier_questions": final_on,
-        "search_rescore": args.search.search_rescore,
-        "objective": "macs",
-        "full": full_row,
-        "frontier": rows,
-        "chosen": chosen_row(args, rows, full_row),
-        "candidates": [candidate.record() for candidate in evolution.candidates],
-    }
+class SearchStage:
+    """What one run of the search needs beside its candidates: costs, scores, and where they are kept."""
 
+    def __init__(self, trainer: QuestionAnsweringTrainer, args: Arguments, questions: QuestionSet):
+        self.trainer, self.args, self.questions, self.config = trainer, args, questions, trainer.model.config
+        self.quiet = args.run.process_index > 0 or args.run.disable_tqdm
+        # Processes that evaluate together would be measured against each other.
+        self.latency = EngineLatency(trainer, args, questions) if args.run.world_size == 1 else None
+        self.latency_model = None
 
-def chosen_row(args: Arguments, rows: list[dict], full: dict) -> dict | None:
-    """The row that the budget on the command line chooses; None without a budget, or if nothing meets it."""
-    if not budget(args):
-        return None
-    try:
-        choice = choose_row(rows, full, *budget(args))
-    except SearchError as error:  # hours of search are not thrown away for a target that it did not reach
-        logger.warning("no length config is chosen: %s", error)
-        return None
-    logger.info("%s", choice.reason)
-    return choice.row
+    def run(self, scored_on: QuestionSet) -> tuple[dict, RacingSearch]:
+        """What search_results.json holds, and the search."""
+        search, score = self.args.search, QuestionScorer(self.trainer, self.args, scored_on, self.args.run.seed)
+        facts = scoring_facts(self.args, self.trainer.model, score)
+        loaded = self.load_candidates(facts)  # a misfit is said before a store is made
+        store = self.open_store("search_store.jsonl", facts)
+        if search.search_objective == "latency":
+            self.latency_model = self.latency.fitted({name: facts[name] for name in ("weights", "length_unit", "dtype")})
+        race = final = self.make_search(score, store, loaded)
+        frontier = thin(race.run(), race.full.cost, 0.0, search.search_rescore)
+        if scored_on is not self.questions:
+            final = self.on_validation(frontier, race.settings)
+            frontier = final.run()
+        return self.results(race, final, frontier), race
+
+    # ---- costs -----------------------------------------------------------------------------------------------------
+
+    def macs(self, config: LengthConfig) -> int:
+        return count_macs(self.config, config, self.args.data.max_seq_length)
+
+    def cost(self, config: LengthConfig) -> float:
+        """What the search minimises: MACs, or milliseconds a window."""
+        return self.latency_model(self.latency.in_unit(config)) if self.latency_model else self.macs(config)
+
+    # ---- stores ----------------------------------------------------------------------------------------------------
+
+    def open_store(self, name: str, facts: dict) -> CandidateStore | SharedStore:
+        """The shared store, or a file in the output folder, which the first process makes or repairs and alone writes."""
+        run = self.args.run
+        if self.args.search.search_storage:
+            return SharedStore(self.args.search.search_storage, facts)
+        with run.main_process_first(desc="store"):
+            return CandidateStore(Path(run.output_dir, name), facts, readonly=run.process_index > 0)
+
+    def load_candidates(self, facts: dict) -> list[Candidate]:
+        """The candidates of --load_store_file; RunError if they cannot be read or were scored with other `facts`."""
+        path = self.args.search.load_store_file
+        try:
+            layers, length = self.config.num_hidden_layers, self.args.data.max_seq_length
+            return load_store(path, layers, length, facts) if path else []
+        except SearchError as error:
+            raise RunError(f"--load_store_file {error}") from error
+
+    # ---- searches --------------------------------------------------------------------------------------------------
+
+    def settings(self, questions: int) -> SearchSettings:
+        search = self.args.search
+        trials = None if search.search_strategy == "evolution" else TRIALS
+        return SearchSettings(
+            num_layers=self.config.num_hidden_layers,
+            max_length=self.args.data.max_seq_length,
+            iterations=search.evo_iter,
+            population_size=search.population_size,
+            mutation_size=search.mutation_size,
+            mutation_prob=search.mutation_prob,
+            crossover_size=search.crossover_size,
+            floor_ratio=search.search_floor_ratio,
+            min_cost=search.search_min_macs,
+            max_cost=search.search_max_macs,
+            max_candidates=search.search_max_candidates or trials,
+            looks=growing_looks(questions) if search.search_protocol == "racing" else (questions,),
+            confirmed=search.search_rescore,
+        )
+
+    def make_search(self, score: QuestionScorer, store, loaded: list[Candidate]) -> RacingSearch:
+        """The search by --search_strategy; every worker of a shared one draws other length configs."""
+        strategy, seed, worker = self.args.search.search_strategy, self.args.run.seed, getattr(store, "worker", 0)
+        settings, common = self.settings(len(score)), {"store": store, "loaded": loaded, "progress": not self.quiet}
+        if strategy == "evolution":
+            rng = random.Random(f"{seed}-{worker}" if worker else seed)
+            return EvolutionarySearch(self.cost, score, rng, settings, **common)
+        shared = (store.storage, store.name) if self.args.search.search_storage else ()
+        study = make_study(strategy, seed + worker, settings.population_size, *shared)
+        return OptunaSearch(self.cost, score, study, settings, **common)
+
+    def on_validation(self, frontier: list[Candidate], settings: SearchSettings) -> RacingSearch:
+        """The full model and the frontier, to be scored on all validation questions."""
+        logger.info("scoring %d length configs of the frontier on the validation questions", len(frontier))
+        score = QuestionScorer(self.trainer, self.args, self.questions, self.args.run.seed)
+        store = self.open_store("frontier_store.jsonl", scoring_facts(self.args, self.trainer.model, score))
+        common = {"store": store, "progress": not self.quiet}
+        return GivenConfigs(self.cost, score, frontier, settings.all_at_once(len(score)), **common)
+
+    # ---- results ---------------------------------------------------------------------------------------------------
+
+    def results(self, race: RacingSearch, final: RacingSearch, frontier: list[Candidate]) -> dict:
+        """search_results.json: every candidate, the frontier, the full model, and the choice among them."""
+        args, configs = self.args, [candidate.length_config for candidate in (*frontier, race.full)]
+        latencies = self.latency.measure(list(dict.fromkeys(configs))) if self.latency else {}
+        *rows, full = [self.row(race, final, config, latencies.get(config)) for config in configs]
+        return {
+            "settings": asdict(race.settings),
+            "seed": args.run.seed,
+            "model": args.model.model_name_or_path,
+            "max_seq_length": args.data.max_seq_length,
+            "length_unit": args.length_adaptive.length_unit,
+            "objective": args.search.search_objective,
+            "strategy": args.search.search_strategy,
+            "search_split": args.search.search_split,
+            "candidate_questions": race.settings.looks[-1],
+            "frontier_questions": final.settings.looks[-1],
+            "questions_evaluated": race.questions,
+            "search_rescore": args.search.search_rescore,
+            "latency_model": self.latency_model and self.latency_model.record(),
+            "full": full,
+            "frontier": rows,
+            "chosen": self.chosen(rows, full),
+            "progress": race.history,
+            "candidates": [self.record(candidate) for candidate in race.candidates],
+        }
+
+    def record(self, candidate: Candidate) -> dict:
+        """A candidate with its MACs, whatever the search has minimised."""
+        record = candidate.record()
+        latency = {"latency_ms": record["cost"]} if self.latency_model else {}
+        return record | {"macs": self.macs(candidate.length_config)} | latency
+
+    def row(self, race: RacingSearch, final: RacingSearch, config: LengthConfig, latency_ms: float | None) -> dict:
+        on_slice = {"slice_scores": race.by_question(config), "slice_full_scores": race.by_question(race.full_config)}
+        return frontier_row(
+            final.candidate(config),
+            final.full,
+            scores=final.by_question(config),
+            full_scores=final.by_question(final.full_config),
+            latency_ms=latency_ms,
+            macs=self.macs(config),
+            full_macs=self.macs(race.full_config),
+            **on_slice,
+        )
+
+    def chosen(self, rows: list[dict], full: dict) -> dict | None:
+        """The row that the budget on the command line chooses; None without a budget, or if nothing meets it."""
+        if not budget(self.args):
+            return None
+        try:
+            choice = choose_row(rows, full, *budget(self.args), self.args.search.search_objective)
+        except SearchError as error:  # hours of search are not thrown away for a target that it did not reach
+            logger.warning("no length config is chosen: %s", error)
+            return None
+        logger.info("%s", choice.reason)
+        return choice.row

@@ -82,9 +82,10 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
   grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
   half=(--bf16)
 fi
+held_out=80  # training questions that the search scores on, and that training therefore leaves out
 training=("${train_data[@]}" "${common[@]}" ${half[@]+"${half[@]}"} ${anew[@]+"${anew[@]}"} --do_train --do_eval
   --accuracy_only --per_device_train_batch_size 8 --train_sampling_strategy group_by_length --attention_dropout 0
-  --hidden_dropout 0 --warmup_steps 0.1 --logging_steps 25)
+  --hidden_dropout 0 --warmup_steps 0.1 --logging_steps 25 --hold_out_samples "$held_out")
 validation=("${validation_data[@]}" "${common[@]}" ${half[@]+"${half[@]}"})
 
 heading "4/8 fine-tuning"
@@ -98,7 +99,8 @@ unless_done "$OUTPUT_DIR/dynamic/eval_results.json" run_qa --model_name_or_path 
 
 heading "6/8 search"
 unless_done "$OUTPUT_DIR/search/search_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
-  "${validation[@]}" ${anew[@]+"${anew[@]}"} --do_search --search_samples 80 --search_max_candidates 24 \
+  "${train_data[@]}" "${common[@]}" ${half[@]+"${half[@]}"} ${anew[@]+"${anew[@]}"} --do_search \
+  --search_samples "$held_out" --search_max_candidates 24 \
   --population_size 8 --mutation_size 6 --crossover_size 6 --output_dir "$OUTPUT_DIR/search"
 
 heading "7/8 evaluation"

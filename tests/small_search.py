@@ -24,7 +24,7 @@ def small_score(config):
 
 def one_look(score):
     """`score(config)` as the scores of a single question."""
-    return lambda config, begin, end: [score(config)]
+    return lambda config, questions: [score(config)]
 
 
 def run_small(seed=7, score=small_score, store=None, loaded=(), **changes):

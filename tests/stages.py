@@ -16,6 +16,7 @@ SIZES = {
 LENGTHS = ["--max_seq_length", "64", "--doc_stride", "16", "--disable_tqdm"]
 TRAINING = ["--do_train", "--max_steps", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
 SEARCH = ["--do_search", "--evo_iter", "2", "--population_size", "3", "--mutation_size", "2", "--crossover_size", "2"]
+SEARCH += ["--search_split", "validation"]  # the training split: test_hold_out.py
 
 
 def run(*argv: object) -> int:

@@ -158,6 +158,8 @@ REFUSED = [
     ("--do_search --mutation_prob 0", ["--mutation_prob"]),
     ("--do_search --bf16_full_eval", ["--bf16_full_eval", "--do_search", "use --bf16 (autocast)"]),
     ("--do_search --fp16_full_eval", ["--fp16_full_eval", "--do_search", "use --fp16 (autocast)"]),
+    ("--do_search --search_split test", ["--search_split", "test"]),
+    ("--do_train --hold_out_samples -1", ["--hold_out_samples", "at least 0"]),
     ("--do_search --population_size -1", ["--population_size", "-1"]),
     ("--do_eval --max_eval_samples 0", ["--max_eval_samples", "at least 1"]),
     ("--do_eval --per_device_eval_batch_size 0", ["--per_device_eval_batch_size"]),
@@ -206,6 +208,14 @@ def test_senseless_values_and_combinations_are_refused_in_one_line(flags, named,
 def test_a_stage_without_data_is_refused(stage, split, capsys):
     message = refusal(capsys, ["--model_name_or_path", "m", "--output_dir", "out", f"--do_{stage}"])
     assert f"--do_{stage}" in message and f"--{split}_file" in message and "--dataset_name" in message
+
+
+def test_a_search_on_training_questions_needs_some_before_anything_is_loaded(capsys):
+    flags = ["--model_name_or_path", "m", "--output_dir", "out", "--validation_file", "v.json", "--do_search"]
+    message = refusal(capsys, flags, main=run_qa.main)
+    assert "--train_file" in message and "--search_split validation" in message
+    assert parse_args([*flags, "--search_split", "validation"]).search.search_samples is None
+    assert parse_args([*flags, "--train_file", "t.json"]).search.search_samples == 2000
 
 
 @pytest.mark.parametrize(
