@@ -26,6 +26,7 @@ from length_config import (
     sample_layer_config,
     sample_length_config,
 )
+from native_engine import NativeModel, micro_batches, missing_rows
 from results_qa import instruction_set, processor
 
 logger = logging.getLogger(__name__)
@@ -159,8 +160,8 @@ def measure_configs(
 def kept_rows(length_config: LengthConfig, windows: Windows, packed: bool) -> list[np.ndarray]:
     """Rows of each window that enter the first layer and that leave each one: L + 1 arrays.
 
-    `packed`: an engine without padding, where a window has the rows of its own real tokens.  Otherwise all windows of a
-    batch have as many rows, first those they are padded to.
+    `packed`: the native engine, where a window has the rows of its own real tokens.  Otherwise all windows of a batch
+    have as many rows, first those they are padded to.
     """
     padded, fractional = windows.padded_to, is_fractional(length_config)
     rows = [np.array(windows.lengths if packed else [padded] * len(windows.lengths))]
@@ -178,25 +179,36 @@ def layer_terms(length_config: LengthConfig, windows: Windows, packed: bool) -> 
     """What one batch has to compute at a length config: what each coefficient of the model is a price of."""
     rows = kept_rows(length_config, windows, packed)
     layers = [(before, after, bool((after < before).any())) for before, after in itertools.pairwise(rows)]
+    products = [int(kept.sum()) for kept in rows]
+    products = [count + missing_rows(count) if packed else count for count in products]
     return {
         "batches": 1.0,  # all that does not depend on the config: embeddings, the first projections, the head
-        "projected rows": float(sum(before.sum() for before, _, _ in layers)),
+        "projected rows": float(sum(products[:-1])),
         "attended pairs": float(sum((before**2).sum() for before, _, drops in layers if not drops)),
         "attended pairs, scored": float(sum((before**2).sum() for before, _, drops in layers if drops)),
-        "feed-forward rows": float(sum(after.sum() for _, after, _ in layers)),
+        "feed-forward rows": float(sum(products[1:])),
         "dropping layers": float(sum(drops for _, _, drops in layers)),
         "rows selected from": float(sum(before.sum() for before, _, drops in layers if drops)),
     }
 
 
+def computed_together(batches: Sequence[Windows], packed: bool) -> list[Windows]:
+    """The parts of the batches that go through the layers together: the native engine takes few windows at a time."""
+    if not packed:
+        return list(batches)
+    parts = [(batch, slice(*bounds)) for batch in batches for bounds in micro_batches(list(batch.lengths))]
+    return [Windows(batch.lengths[chosen], batch.padded_to) for batch, chosen in parts]
+
+
 def all_terms(length_config: LengthConfig, batches: Sequence[Windows], packed: bool) -> np.ndarray:
     """The terms of all batches together, a window."""
-    rows = [list(layer_terms(length_config, windows, packed).values()) for windows in batches]
+    parts = computed_together(batches, packed)
+    rows = [list(layer_terms(length_config, windows, packed).values()) for windows in parts]
     return np.sum(rows, axis=0) / sum(len(windows.lengths) for windows in batches)
 
 
-def nonnegative_fit(terms: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, float]:
-    """Coefficients (T), none below 0, of `terms` (C, T) with the least squared relative error of `times` (C), and that.
+def nonnegative_fit(terms: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Coefficients (T), none below 0, of `terms` (C, T) with the least squared relative error of `times` (C).
 
     The least squares with bounds are those without bounds of some of the terms, so of all sets of terms whose own
     solution has no negative coefficient the best one is the answer; there are few.
@@ -211,7 +223,7 @@ def nonnegative_fit(terms: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, f
         if (solution >= 0).all() and error < least:
             best, least = np.zeros(terms.shape[1]), error
             best[list(chosen)] = solution
-    return best / scale, least
+    return best / scale
 
 
 @dataclass(frozen=True)
@@ -276,20 +288,13 @@ def calibrate(
 def fit(
     configs: Sequence[LengthConfig], times: np.ndarray, windows: tuple[Windows, ...], fitted: int, facts: dict
 ) -> LatencyModel:
-    """The model of the first `fitted` configs and their times in milliseconds a window, checked on the others.
-
-    Whether the engine computes padding is what fits better.
-    """
-    layouts = {
-        packed: np.array([all_terms(config, windows, packed) for config in configs]) for packed in (True, False)
-    }
-    fits = {packed: nonnegative_fit(terms[:fitted], times[:fitted]) for packed, terms in layouts.items()}
-    packed = min(fits, key=lambda layout: fits[layout][1])
-    prices = fits[packed][0]
-    errors = np.abs(layouts[packed][fitted:] @ prices / times[fitted:] - 1)
-    names = layer_terms(configs[0], windows[0], packed)
+    """The model of the first `fitted` configs and their times in milliseconds a window, checked on the others."""
+    packed = facts["backend"] == NativeModel.backend
+    terms = np.array([all_terms(config, windows, packed) for config in configs])
+    prices = nonnegative_fit(terms[:fitted], times[:fitted])
+    errors = np.abs(terms[fitted:] @ prices / times[fitted:] - 1)
     result = LatencyModel(
-        coefficients=dict(zip(names, prices.tolist())),
+        coefficients=dict(zip(layer_terms(configs[0], windows[0], packed), prices.tolist())),
         windows=windows,
         packed=packed,
         median_error=float(np.median(errors)),
