@@ -28,6 +28,14 @@ ROWS = 32  # products have a multiple of these
 TOKENS = 2048  # as many go through the layers together: what a layer leaves for the next one stays in the cache
 
 
+def missing_rows(rows: int) -> int:
+    """How many rows a product of so many has besides.
+
+    oneDNN compiles a product for every number of rows that it meets and keeps a thousand, 270 KiB each: few numbers.
+    """
+    return -rows % (ROWS if rows <= 16 * ROWS else 4 * ROWS)
+
+
 class NativeLinear(nn.Module):
     """Int8Linears that read the same bytes, as one integer product: (N, in) bytes to (N, sum of out) floats."""
 
@@ -53,8 +61,7 @@ class NativeLinear(nn.Module):
 
     def forward(self, values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         rows, bias = len(values), None if self.by_token else self.bias
-        # oneDNN compiles a product for every number of rows that it meets and keeps a thousand, 270 KiB each: few numbers.
-        if missing := -rows % (ROWS if rows <= 16 * ROWS else 4 * ROWS):
+        if missing := missing_rows(rows):
             values = F.pad(values, (0, 0, 0, missing))
         weights = self.weight, self.weight_scale, self.weight_zero_point, bias
         product = torch.ops.onednn.qlinear_pointwise(
