@@ -172,7 +172,35 @@ class SearchArguments:
 
     do_search: bool = field(
         default=False,
-        metadata={"help": "Search length configs: fewest MACs, best F1. Continues an interrupted search."},
+        metadata={"help": "Search length configs: lowest cost, best F1. Continues an interrupted search."},
+    )
+    search_strategy: Literal["evolution", "tpe", "nsga2", "random"] = field(
+        default="evolution",
+        metadata={
+            "help": "What proposes length configs: the published evolution or, through Optuna, Bayesian optimisation (tpe), "
+            "NSGA-II or chance (150 configs if --search_max_candidates is unset)."
+        },
+    )
+    search_objective: Literal["macs", "latency"] = field(
+        default="macs",
+        metadata={
+            "help": "What a config costs: multiply-accumulates, or milliseconds of this very engine in batches of "
+            "--per_device_eval_batch_size, by a model of its layers that is fitted to measurements first."
+        },
+    )
+    search_protocol: Literal["racing", "exhaustive"] = field(
+        default="racing",
+        metadata={
+            "help": "Score a config on a few questions first and on more only while it may belong to the frontier, or every "
+            "config on all of them, as published."
+        },
+    )
+    search_storage: str | None = field(
+        default=None,
+        metadata={
+            "help": "Share the search with any number of other processes: sqlite:///PATH, journal:PATH (a file on a shared "
+            "disk) or the URL of a database. Start the same command, each with its own --output_dir, at any time."
+        },
     )
     evo_iter: int = field(default=30, metadata={"help": "Iterations of the evolution."})
     population_size: int = field(default=20, metadata={"help": "Constant-ratio configs to start from."})
@@ -207,11 +235,11 @@ class SearchArguments:
             "--hold_out_seed (2000 if unset); of the validation split N drawn by --seed (all if unset)."
         },
     )
-    search_rescore: int | None = field(
-        default=None,
+    search_rescore: int = field(
+        default=12,
         metadata={
-            "help": "Re-score at most N members of the frontier on the validation questions, spread evenly over it from "
-            "the cheapest to the best (all of them if unset)."
+            "help": "How many members of the frontier, those that add most to it, are scored on all questions of the slice "
+            "and on the validation questions."
         },
     )
     search_max_candidates: int | None = field(default=None, metadata={"help": "Stop after this many scored configs."})

@@ -160,6 +160,23 @@ def check_search(args: Arguments) -> None:
         low is None or high is None or low < high,
         f"--search_min_macs {low} must be below --search_max_macs {high}.",
     )
+    measured, alone = args.search.search_objective == "latency", args.run.world_size == 1
+    require(
+        not (measured and (low or high)),
+        "--search_min_macs and --search_max_macs bound MACs, which --search_objective latency does not search by: drop them.",
+    )
+    require(
+        not (args.search.do_search and measured) or alone,
+        "--search_objective latency measures one process: start it without a launcher.",
+    )
+    require(
+        not args.search.search_storage or alone,
+        "--search_storage joins workers of one process each: start them without a launcher.",
+    )
+    require(
+        not (args.search.search_storage and args.search.load_store_file),
+        "--load_store_file and --search_storage exclude each other: the storage holds the scores.",
+    )
     for name in ("bf16_full_eval", "fp16_full_eval"):
         require(
             not (args.search.do_search and getattr(args.run, name)),
@@ -233,11 +250,6 @@ def check_length_config(args: Arguments) -> None:
     require(
         not given or adaptive.length_config_from or args.search.do_search,
         f"{' '.join(given)} chooses from a search: add --length_config_from FOLDER or --do_search.",
-    )
-    measures = getattr(args.search, "search_objective", "macs") == "latency"
-    require(
-        adaptive.target_latency_ms is None or adaptive.length_config_from or measures,
-        "--target_latency_ms chooses by latency, which --do_search measures with --search_objective latency: add that.",
     )
     try:
         if adaptive.length_config:

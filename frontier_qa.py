@@ -203,7 +203,7 @@ def choose_row(rows: Sequence[dict], full: dict, flag: str, value: float, object
     members = {read_candidate(row, key): row for row in rows if row[key] is not None}
     if full[key] is None or (rows and not members):
         raise SearchError(
-            f"--{flag} chooses by latency, which this search did not measure: search with --search_objective latency."
+            f"--{flag} chooses by latency, which this search did not measure: search again, in a single process."
         )
     reference = read_candidate(full, key)
     chosen = choose(list(members), reference, **{CRITERIA[flag]: value}, unit=UNITS[key])

@@ -30,7 +30,9 @@ NEEDS = {
     ("length_adaptive",): "kl_direction kl_temperature layer_dropout_bound layer_dropout_prob length_drop_ratio_bound "
     "num_sandwich",
     ("do_search",): "crossover_size evo_iter load_store_file mutation_prob mutation_size population_size "
-    "search_floor_ratio search_max_candidates search_max_macs search_min_macs search_rescore search_samples search_split",
+    "search_floor_ratio search_max_candidates search_max_macs search_min_macs search_objective search_protocol "
+    "search_rescore search_samples search_split search_storage search_strategy",
+    ("search_strategy evolution",): "crossover_size evo_iter mutation_prob mutation_size",
     ("do_train", "tune"): "max_train_samples",
     ("do_train", "tune", "search_split train"): "train_file",
     ("hold_out_samples", "search_split train"): "hold_out_seed",
@@ -45,7 +47,6 @@ NEEDS = {
     ("length_adaptive", "do_search", "measure_rate"): "length_unit",
     ("do_eval", "do_search", "do_predict"): "eval_accumulation_steps max_answer_length n_best_size "
     "null_score_diff_threshold per_device_eval_batch_size version_2_with_negative",
-    ("search_samples",): "search_rescore",
     ("version_2_with_negative",): "null_score_diff_threshold",
     ("dataset_name",): "dataset_config_name",
     ("length_config_from", "do_search"): " ".join(BUDGETS),
