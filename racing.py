@@ -175,9 +175,10 @@ class RacingSearch(ABC):
         """Search, and return the Pareto frontier by rising cost; SearchError if nothing within `max_cost` was scored."""
         redirect = logging_redirect_tqdm() if self.progress else nullcontext()
         self._started = time.monotonic()
-        with redirect, tqdm(
-            total=self.total, desc=self.description, unit="config", disable=not self.progress
-        ) as self._bar:
+        with (
+            redirect,
+            tqdm(total=self.total, desc=self.description, unit="config", disable=not self.progress) as self._bar,
+        ):
             for c in self.loaded:  # with its origin: the constant-ratio curve is drawn from the initial ones
                 self._found[c.length_config] = replace(c, cost=finite(self.cost(c.length_config), "cost"))
             self._num_loaded = len(self._found)
@@ -355,7 +356,9 @@ class GivenConfigs(RacingSearch):
 
     description = "Scoring the frontier"
 
-    def __init__(self, cost: Callable, score: Callable, given: Sequence[Candidate], settings: SearchSettings, **kwargs):
+    def __init__(
+        self, cost: Callable, score: Callable, given: Sequence[Candidate], settings: SearchSettings, **kwargs
+    ):
         super().__init__(cost, score, settings, **kwargs)
         self.given = given
 

@@ -60,7 +60,9 @@ class SearchStage:
         loaded = self.load_candidates(facts)  # a misfit is said before a store is made
         store = self.open_store("search_store.jsonl", facts)
         if search.search_objective == "latency":
-            self.latency_model = self.latency.fitted({name: facts[name] for name in ("weights", "length_unit", "dtype")})
+            self.latency_model = self.latency.fitted(
+                {name: facts[name] for name in ("weights", "length_unit", "dtype")}
+            )
         race = final = self.make_search(score, store, loaded)
         frontier = thin(race.run(), race.full.cost, 0.0, search.search_rescore)
         if scored_on is not self.questions:

@@ -246,7 +246,10 @@ def test_the_global_random_state_is_neither_read_nor_changed():
 def test_an_iteration_is_logged_in_one_line(caplog):
     with caplog.at_level(logging.INFO, logger="racing"):
         run_small(iterations=3)
-    assert [record.message.split(":")[0] for record in caplog.records] == [*(f"Search {i}/3" for i in range(4)), "Search end"]
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        *(f"Search {i}/3" for i in range(4)),
+        "Search end",
+    ]
     assert "16 looks" in caplog.records[1].message and "frontier" in caplog.records[1].message
 
 
