@@ -158,6 +158,10 @@ class RacingSearch(ABC):
             c for c in self.candidates if self._seen(c) >= seen and (high is None or c.cost <= high)
         )
 
+    def hypervolume(self, seen: int = 1) -> float:
+        """That of the frontier, with costs as fractions of the full model's: in points of the score."""
+        return hypervolume(self.frontier(seen), self.full.cost) / self.full.cost
+
     # ---- the search ------------------------------------------------------------------------------------------------
 
     description = "Search"
@@ -334,8 +338,7 @@ class RacingSearch(ABC):
         return [self._found[candidate.length_config] for candidate in chosen]
 
     def log(self, stage: str) -> None:
-        frontier, counts = self.frontier(), self._counts
-        volume = hypervolume(frontier, self.full.cost)
+        frontier, counts, volume = self.frontier(), self._counts, self.hypervolume()
         self.history.append(
             {
                 "candidates": len(self._found),
@@ -346,7 +349,7 @@ class RacingSearch(ABC):
         )
         logger.info(
             f"Search {stage}: best score {frontier[-1].score:.2f}, {len(frontier)} on the frontier, hypervolume "
-            f"{volume:.6g}; {counts['scored']} looks, {counts['cached']} from the store, {counts['failed']} failed tries."
+            f"{volume:.3f}; {counts['scored']} looks, {counts['cached']} from the store, {counts['failed']} failed tries."
         )
         counts.clear()
 
