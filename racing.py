@@ -160,7 +160,7 @@ class RacingSearch(ABC):
 
     def hypervolume(self, seen: int = 1) -> float:
         """That of the frontier, with costs as fractions of the full model's: in points of the score."""
-        return hypervolume(self.frontier(seen), self.full.cost) / self.full.cost
+        return hypervolume(self.frontier(seen), self.full.cost) / (self.full.cost or 1.0)
 
     # ---- the search ------------------------------------------------------------------------------------------------
 
