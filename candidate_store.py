@@ -30,6 +30,9 @@ class CandidateStore:
     def __init__(self, path: str | Path | None = None, settings: dict | None = None, readonly: bool = False):
         self.path, self.readonly = path and Path(path), readonly or not path
         self.known: dict[LengthConfig, list[float]] = {}
+        self.candidates: dict[LengthConfig, Candidate] = {}  # of other processes: a SharedStore has them
+        self.claimed: set[LengthConfig] = set()
+        self.pending = False
         if path:
             self._open(json.loads(json.dumps(settings)))  # as the file will give them back: tuples are lists there
 
@@ -48,16 +51,17 @@ class CandidateStore:
         if not complete:
             self._write(header)
 
-    # One process needs no claims; a SharedStore has them.
-    candidates: dict[LengthConfig, Candidate] = {}
-    claimed: frozenset[LengthConfig] = frozenset()
-    pending = False
-
     def refresh(self) -> bool:
+        """Nothing is new: one process writes."""
         return False
 
     def claim(self, config: LengthConfig, begin: int, takeover: bool = False) -> bool:
+        """Every look is this process'."""
         return True
+
+    def wait(self, patience: float) -> bool:
+        """Nobody is waited for."""
+        return False
 
     def append(self, candidate: Candidate, begin: int, scores: list[float]) -> None:
         """Keep the scores of `candidate` on the questions from `begin` on."""

@@ -348,7 +348,7 @@ class RacingSearch(ABC):
             }
         )
         logger.info(
-            f"Search {stage}: best score {frontier[-1].score:.2f}, {len(frontier)} on the frontier, hypervolume "
+            f"{self.description} {stage}: best score {frontier[-1].score:.2f}, {len(frontier)} on the frontier, hypervolume "
             f"{volume:.3f}; {counts['scored']} looks, {counts['cached']} from the store, {counts['failed']} failed tries."
         )
         counts.clear()
