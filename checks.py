@@ -170,6 +170,10 @@ def check_search(args: Arguments) -> None:
         "--search_objective latency measures one process: start it without a launcher.",
     )
     require(
+        not (args.search.do_search and args.length_adaptive.target_latency_ms) or alone,
+        "--target_latency_ms chooses by what a search of one process has measured: start it without a launcher.",
+    )
+    require(
         not args.search.search_storage or alone,
         "--search_storage joins workers of one process each: start them without a launcher.",
     )

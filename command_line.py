@@ -8,17 +8,10 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from arguments import (
-    Arguments,
-    DataArguments,
-    LengthAdaptiveArguments,
-    ModelArguments,
-    QuantizationArguments,
-    RunArguments,
-    SearchArguments,
-)
+from arguments import Arguments, DataArguments, ModelArguments, QuantizationArguments, RunArguments
 from checks import check
 from idle_flags import flags_without_effect
+from length_arguments import LengthAdaptiveArguments, SearchArguments
 
 EPILOG = """\
 one example a stage:

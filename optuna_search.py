@@ -4,7 +4,6 @@ Dynamic-TinyBERT's recipe searches by Bayesian optimisation, 150 trials (https:/
 it used is gone, and TPE takes its place.
 """
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ from racing import RacingSearch, SearchSettings
 
 if TYPE_CHECKING:
     import optuna
-
-logger = logging.getLogger(__name__)
 
 TRIALS = 150
 BATCH = 10  # configs that are proposed before the sampler hears of their scores

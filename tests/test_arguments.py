@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 import run_qa
-from arguments import DataArguments, LengthAdaptiveArguments, ModelArguments, RunArguments, SearchArguments
+from arguments import DataArguments, ModelArguments, RunArguments
 from checks import parse_rates
 from command_line import RENAMED, build_parser, parse_args
+from length_arguments import LengthAdaptiveArguments, SearchArguments
 
 ROOT = Path(__file__).parents[1]
 OURS = (ModelArguments, DataArguments, LengthAdaptiveArguments, SearchArguments)
@@ -152,7 +153,21 @@ REFUSED = [
     ),
     ("--do_eval --length_config_from s --target_latency_ms 0", ["--target_latency_ms", "above 0"]),
     ("--do_eval --target_latency_ms 9", ["--target_latency_ms", "--length_config_from", "--do_search"]),
-    ("--do_search --target_latency_ms 9", ["--target_latency_ms", "--search_objective latency"]),
+    (
+        "--do_search --search_objective latency --search_min_macs 9",
+        ["--search_min_macs", "--search_objective latency"],
+    ),
+    (
+        "--do_search --search_objective latency --search_max_macs 9",
+        ["--search_max_macs", "--search_objective latency"],
+    ),
+    ("--do_search --search_objective speed", ["--search_objective", "speed"]),
+    ("--do_search --search_strategy luck", ["--search_strategy", "luck"]),
+    ("--do_search --search_protocol lazy", ["--search_protocol", "lazy"]),
+    (
+        "--do_search --search_storage sqlite:///s.db --load_store_file s.jsonl",
+        ["--search_storage", "--load_store_file"],
+    ),
     ("--do_search --search_min_macs 9 --search_max_macs 5", ["--search_min_macs", "--search_max_macs"]),
     ("--do_search --search_floor_ratio 0", ["--search_floor_ratio"]),
     ("--do_search --mutation_prob 0", ["--mutation_prob"]),
@@ -216,6 +231,11 @@ def test_a_search_on_training_questions_needs_some_before_anything_is_loaded(cap
     assert "--train_file" in message and "--search_split validation" in message
     assert parse_args([*flags, "--search_split", "validation"]).search.search_samples is None
     assert parse_args([*flags, "--train_file", "t.json"]).search.search_samples == 2000
+
+
+def test_a_search_by_any_objective_may_be_chosen_from_by_latency():
+    for flags in ([], ["--search_objective", "latency"]):
+        assert parse_args([*BASE, "--do_search", *flags, "--target_latency_ms", "9"]).search.do_search
 
 
 @pytest.mark.parametrize(
@@ -326,9 +346,8 @@ def test_every_flag_of_ours_has_help_and_shows_its_default(help_text):
 
 
 def test_every_flag_of_ours_is_used_outside_the_command_line():
-    modules = [
-        p for p in ROOT.glob("*.py") if p.name not in ("arguments.py", "checks.py", "command_line.py", "idle_flags.py")
-    ]
+    command_line = ("arguments.py", "length_arguments.py", "checks.py", "command_line.py", "idle_flags.py")
+    modules = [path for path in ROOT.glob("*.py") if path.name not in command_line]
     code = "\n".join(path.read_text(encoding="utf-8") for path in modules)
     names = [field.name for group in OURS for field in dataclasses.fields(group)]
     names += ["overwrite_output_dir", "accuracy_only", "benchmark", "disable_tqdm"]

@@ -39,6 +39,10 @@ EXAMPLE_VALUES = {
     "optim": "adamw_torch",
     "save_strategy": "no",
     "search_floor_ratio": "0.3",
+    "search_objective": "latency",
+    "search_protocol": "exhaustive",
+    "search_storage": "sqlite:///s.db",
+    "search_strategy": "tpe",
     "search_split": "validation",
     "train_sampling_strategy": "random",
 }
@@ -56,9 +60,12 @@ def idle_flags() -> list[tuple[str, str]]:
     """Every flag of the table with a stage in which it does nothing."""
     pairs = []
     for needed, names in NEEDS.items():
-        if needed in (("length_config_from", "do_search"), ("search_samples",)):
-            continue  # an error, not a warning; has its default on the training split
-        needed = ("do_search", *needed) if "search_split train" in needed else needed
+        if needed == ("length_config_from", "do_search"):
+            continue  # an error, not a warning
+        of_a_search = {"search_split train", "search_strategy evolution"} & {
+            *needed
+        }  # which are those flags' defaults
+        needed = ("do_search", *needed) if of_a_search else needed
         stages = ("do_search", "do_train", "do_predict", "do_eval")
         stage = "do_train" if needed == ("length_adaptive",) else next(s for s in stages if s not in needed)
         if needed == ("dataset_name",):
@@ -108,15 +115,25 @@ def test_a_flag_that_another_one_idles_in_training_is_warned_about(flags, reason
         ("--hold_out_seed 1", ""),
         ("--search_split validation --hold_out_seed 1", "--hold_out_seed has no effect"),
         ("--search_rescore 2", ""),
-        ("--search_split validation --search_rescore 2", "--search_rescore has no effect"),
+        ("--search_strategy nsga2 --population_size 9", ""),
+        (
+            "--search_strategy nsga2 --evo_iter 9 --crossover_size 9 --mutation_size 9 --mutation_prob 0.9",
+            "--crossover_size --evo_iter --mutation_prob --mutation_size has no effect without --search_strategy evolution",
+        ),
         ("--hold_out_samples 5", "--hold_out_samples has no effect without --do_train"),
         ("--max_train_samples 5", "--max_train_samples has no effect"),
     ],
 )
-def test_what_the_searched_split_does_not_use_is_warned_about(flags, warned, capsys):
+def test_what_the_search_does_not_use_is_warned_about(flags, warned, capsys):
     parse_args([*BASE, "--do_search", "--train_file", "t.json", *flags.split()])
     shown = capsys.readouterr().err
     assert warned in shown and (warned or not shown)
+
+
+def test_how_many_configs_are_confirmed_matters_with_either_split(capsys):
+    for split in ("train", "validation"):
+        parse_args([*BASE, "--do_search", "--search_split", split, "--search_rescore", "2"])
+    assert capsys.readouterr().err == ""
 
 
 def test_flags_that_do_something_are_not_warned_about(capsys):
