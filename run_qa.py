@@ -49,13 +49,19 @@ OUR_MODULES = (
     "candidate_store",
     "evaluate_qa",
     "evolution",
+    "hold_out",
     "int8_engine",
+    "latency_model",
+    "latency_qa",
     "native_engine",
     "native_ops",
     "quantize_qa",
+    "racing",
     "search_qa",
+    "shared_store",
     "utils_qa",
 )
+OF_A_LENGTH_CONFIG = ("macs", "macs_ratio", "score", "f1_drop", "latency_ms")  # in config.json
 
 
 # ---- stages --------------------------------------------------------------------------------------------------------
@@ -106,7 +112,7 @@ def search_length_configs(
     """Search, and leave the model with the frontier in its configuration (and the chosen config as its default)."""
     results, config = search(trainer, args, scored_on, questions), trainer.model.config
     config.length_config_max_length = args.data.max_seq_length
-    config.length_configs = [in_this_unit(args, record) for record in results["frontier"]]
+    config.length_configs = [in_this_unit(args, row) for row in results["frontier"]]
     config.length_config = in_this_unit(args, results["chosen"])["length_config"] if results["chosen"] else None
     if not args.quantization.int8:
         trainer.save_model()
@@ -117,10 +123,10 @@ def search_length_configs(
         write_results(args, "search", results)
 
 
-def in_this_unit(args: Arguments, record: dict) -> dict:
-    """A record of search_results.json with its length config as the model takes it."""
-    lengths = in_unit(args.length_adaptive.length_unit, record["length_config"], args.data.max_seq_length)
-    return record | {"length_config": list(lengths)}
+def in_this_unit(args: Arguments, row: dict) -> dict:
+    """What config.json keeps of a row of search_results.json, its length config as the model takes it."""
+    lengths = in_unit(args.length_adaptive.length_unit, row["length_config"], args.data.max_seq_length)
+    return {"length_config": list(lengths)} | {name: row[name] for name in OF_A_LENGTH_CONFIG}
 
 
 def describe_training(args: Arguments) -> str:
