@@ -66,28 +66,20 @@ def pareto_frontier(candidates: Iterable[Candidate]) -> list[Candidate]:
     return frontier
 
 
-def spread(frontier: Sequence[Candidate], count: int) -> list[Candidate]:
-    """At most `count` members of the frontier, evenly by rank; the last one (the best) always, with two the first too."""
-    if count >= len(frontier):
-        return list(frontier)
-    if count == 1:
-        return [frontier[-1]]
-    return [frontier[round(i * (len(frontier) - 1) / (count - 1))] for i in range(count)]
-
-
 def thin(
     frontier: Sequence[Candidate], reference_cost: float, loss: float, members: int | None = None
 ) -> list[Candidate]:
-    """The frontier without those who hardly add to its hypervolume; together they make up at most `loss` (a fraction).
+    """The frontier without those who hardly add to its hypervolume; together they make up less than `loss` (a fraction).
 
     The least contribution goes first; those of its neighbours grow by that. More go if more than `members` are left.
+    The best one stays: the full model, which the reference is measured by, adds nothing.
     """
     kept, allowed = list(frontier), loss * hypervolume(frontier, reference_cost)
     while len(kept) > 1:
         parts = _contributions(kept, reference_cost)
-        least = min(range(len(kept)), key=parts.__getitem__)
+        least = min(range(len(kept) - 1), key=parts.__getitem__)
         allowed -= parts[least]
-        if allowed < 0 and (members is None or len(kept) <= members):
+        if allowed <= 0 and (members is None or len(kept) <= members):
             break
         del kept[least]
     return kept

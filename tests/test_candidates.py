@@ -6,7 +6,7 @@ import random
 import pytest
 from small_search import candidate
 
-from candidates import Candidate, SearchError, choose, hypervolume, pareto_frontier, spread
+from candidates import Candidate, SearchError, choose, hypervolume, pareto_frontier
 
 FULL = Candidate((9, 9), 1000, 88.3, "full")
 FRONTIER = [candidate(300, 84.0, (3, 3)), candidate(500, 87.3, (5, 5)), candidate(800, 88.4, (8, 8))]
@@ -40,14 +40,6 @@ def test_of_equal_costs_only_the_best_score_stays():
 
 def test_frontier_of_nothing_is_empty():
     assert pareto_frontier([]) == []
-
-
-@pytest.mark.parametrize(
-    ("count", "ranks"), [(1, [9]), (2, [0, 9]), (4, [0, 3, 6, 9]), (10, list(range(10))), (11, list(range(10)))]
-)
-def test_spread_takes_members_evenly_with_both_ends(count, ranks):
-    frontier = [candidate(rank, rank) for rank in range(10)]
-    assert [c.cost for c in spread(frontier, count)] == ranks
 
 
 def test_hypervolume_of_a_hand_computed_staircase():
