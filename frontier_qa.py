@@ -77,7 +77,9 @@ def frontier_row(
 def _score_and_drop(scores, full_scores) -> tuple[float | None, float | None, list[float] | None]:
     if scores is None:
         return None, None, None
-    return float(np.mean(scores)), *((None, None) if full_scores is None else paired_drop(full_scores, scores))
+    return math.fsum(scores) / len(scores), *(
+        (None, None) if full_scores is None else paired_drop(full_scores, scores)
+    )
 
 
 def read_candidate(row: dict, cost: str = "macs") -> Candidate:

@@ -316,19 +316,20 @@ class RacingSearch(ABC):
         return float(differences.mean()), error
 
     def _estimate(self) -> None:
-        """Take the scores of all candidates anew from all looks."""
+        """Take the scores of all candidates anew from all looks: means, where all questions were asked."""
         configs = list(self._scores)
         if len(self.settings.looks) == 1:
-            estimates = [(self._scores[config].mean(), 0.0) for config in configs]
+            means, deviations = [0.0] * len(configs), [0.0] * len(configs)
         else:
             self._full_scores = self.by_question(self.full_config)
             values, errors = np.array([self._paired_difference(config) for config in configs]).T
             means, deviations = smooth(np.array(configs) / self.settings.max_length, values, errors)
-            known = errors == 0
-            means = np.where(known, values, means) + self._full_scores.mean()
-            estimates = zip(means.tolist(), np.where(known, 0.0, deviations).tolist())
-        for config, (score, error) in zip(configs, estimates):
-            self._found[config] = replace(self._found[config], score=float(score), std_error=error)
+            means = means + self._full_scores.mean()
+        for config, score, error in zip(configs, means, deviations):
+            scores = self._scores[config]
+            if len(scores) == self.settings.looks[-1]:  # exactly: the order of the questions must not break ties
+                score, error = math.fsum(scores) / len(scores), 0.0
+            self._found[config] = replace(self._found[config], score=float(score), std_error=float(error))
 
     def _promising(self) -> list[Candidate]:
         """Those who would be on the frontier if they were as good as they may be, but for those who hardly add to it."""

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small_search import SETTINGS, one_look, run_small, small_score, small_settings
 
@@ -170,6 +171,15 @@ def test_what_is_dearer_than_max_cost_is_neither_on_the_frontier_nor_a_parent():
 def test_a_search_that_scores_nothing_within_max_cost_says_so(change):
     with pytest.raises(SearchError, match="at most cost 180; raise"):
         run_small(max_cost=180, **change)
+
+
+@pytest.mark.parametrize("looks", [(1000,), (50, 200, 1000)])
+def test_configs_that_answer_alike_tie_in_whatever_order_they_were_asked(looks):
+    scores = np.random.default_rng(0).random(1000) * 100
+    settings = small_settings(looks=looks)
+    ask = lambda config, questions: scores[questions].tolist()
+    (only,) = EvolutionarySearch(sum, ask, random.Random(0), settings, progress=False).run()
+    assert only.score == math.fsum(scores) / 1000 and only.std_error == 0
 
 
 def test_min_cost_below_the_floor_config_lets_the_search_go_there():

@@ -13,7 +13,22 @@ from stages import LENGTHS, SEARCH, digest, failure, read, run, succeed
 
 import frontier_qa
 import run_qa
-import search_qa
+from scoring import QuestionScorer, scoring_dtype
+
+
+def all_answer(monkeypatch, score):
+    """Every question's score is `score(number of questions, length config)`."""
+    scores = lambda self, lengths, numbers: [score(len(self), lengths)] * len(numbers)
+    monkeypatch.setattr(QuestionScorer, "__call__", scores)
+
+
+def untimed(rows):
+    return [{name: value for name, value in row.items() if name != "latency_ms"} for row in rows]
+
+
+def found(results):
+    """What a search has found, but for what it has timed."""
+    return results["candidates"], untimed(results["frontier"]), untimed([results["full"], results["chosen"]])
 
 
 def test_a_search_leaves_results_frontier_picture_and_the_chosen_model(searched):
@@ -35,11 +50,30 @@ def test_a_search_leaves_results_frontier_picture_and_the_chosen_model(searched)
 def test_the_frontiers_rows_say_what_is_known_of_them(searched):
     results = read(searched / "search_results.json")
     full = results["full"]
-    assert results["objective"] == "macs" and full["f1_drop"] == 0 and full["macs_ratio"] == 1
+    assert (results["objective"], results["strategy"], results["latency_model"]) == ("macs", "evolution", None)
+    assert full["f1_drop"] == 0 and full["macs_ratio"] == 1
     for row in [*results["frontier"], results["chosen"]]:
-        assert row["macs_ratio"] == pytest.approx(row["macs"] / full["macs"])
+        assert row["macs_ratio"] == pytest.approx(row["macs"] / full["macs"]) and row["latency_ms"] > 0
         assert row["f1_drop"] == pytest.approx(full["score"] - row["score"])
-        assert row["latency_ms"] is row["slice_score"] is row["f1_drop_interval"] is row["slice_f1_drop"] is None
+        low, high = row["f1_drop_interval"]
+        assert (low + high) / 2 == pytest.approx(row["f1_drop"])
+        # the slice is the validation questions here
+        assert (row["slice_score"], row["slice_f1_drop"]) == (row["score"], row["f1_drop"])
+        assert row["slice_f1_drop_interval"] == row["f1_drop_interval"]
+
+
+def test_a_model_keeps_of_its_frontier_what_a_choice_needs(searched):
+    names = ("length_config", "macs", "macs_ratio", "score", "f1_drop", "latency_ms")
+    rows = read(searched / "search_results.json")["frontier"]
+    assert read(searched / "config.json")["length_configs"] == [{name: row[name] for name in names} for row in rows]
+
+
+def test_a_search_records_its_progress_and_how_many_questions_it_asked(searched):
+    results = read(searched / "search_results.json")
+    asked = 18 * len(results["candidates"])  # so few questions make a single look
+    assert results["questions_evaluated"] == results["progress"][-1]["questions"] == asked
+    assert [record["candidates"] for record in results["progress"]][-1] == len(results["candidates"])
+    assert (searched / "search_progress.png").stat().st_size > 1000
 
 
 def test_scores_of_a_search_are_what_evaluation_gives(searched, evaluate):
@@ -51,7 +85,7 @@ def test_scores_of_a_search_are_what_evaluation_gives(searched, evaluate):
 def test_a_killed_search_ends_like_an_undisturbed_one(searched, dynamic, squad_v1_file, tmp_path, monkeypatch, capsys):
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH)
     command += ("--target_macs_ratio", "0.8", "--output_dir", tmp_path / "search")
-    score, calls = search_qa.f1_score, []
+    score, calls = QuestionScorer.__call__, []
 
     def dies_at_the_fourth(*args):
         calls.append(args)
@@ -59,12 +93,12 @@ def test_a_killed_search_ends_like_an_undisturbed_one(searched, dynamic, squad_v
             raise KeyboardInterrupt
         return score(*args)
 
-    monkeypatch.setattr(search_qa, "f1_score", dies_at_the_fourth)
+    monkeypatch.setattr(QuestionScorer, "__call__", dies_at_the_fourth)
     assert run(*command) == 130
     assert "the same command continues the search" in capsys.readouterr().err
     succeed(*command)
     again, undisturbed = read(tmp_path / "search/search_results.json"), read(searched / "search_results.json")
-    assert again["candidates"] == undisturbed["candidates"] and again["frontier"] == undisturbed["frontier"]
+    assert found(again) == found(undisturbed)
     assert len(calls) == len(undisturbed["candidates"]) + 1  # the interrupted one is the only one scored twice
 
 
@@ -82,8 +116,7 @@ def test_a_search_whose_process_is_killed_goes_on_from_its_store(searched, dynam
     process.kill()
     assert process.wait() == -9 and not (tmp_path / "search/search_results.json").exists()
     succeed(*command)
-    again, undisturbed = read(tmp_path / "search/search_results.json"), read(searched / "search_results.json")
-    assert again["candidates"] == undisturbed["candidates"] and again["frontier"] == undisturbed["frontier"]
+    assert found(read(tmp_path / "search/search_results.json")) == found(read(searched / "search_results.json"))
 
 
 def test_a_search_on_a_sample_scores_its_frontier_on_all_questions(dynamic, squad_v1_file, tmp_path):
@@ -96,16 +129,17 @@ def test_a_search_on_a_sample_scores_its_frontier_on_all_questions(dynamic, squa
 def test_the_full_model_is_on_the_final_frontier_though_the_sample_did_not_have_it_there(
     dynamic, squad_v1_file, tmp_path, monkeypatch, caplog
 ):
-    def score(trainer, questions, lengths):  # cheaper is better on the sample, full length on all questions
-        return 90.0 - sum(lengths) / 10 if len(questions.examples) == 5 else 20.0 + sum(lengths) / 10
+    def score(questions, lengths):  # cheaper is better on the sample, full length on all questions
+        return 90.0 - sum(lengths) / 10 if questions == 5 else 20.0 + sum(lengths) / 10
 
-    monkeypatch.setattr(search_qa, "f1_score", score)
+    all_answer(monkeypatch, score)
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
     succeed(*command, "--search_samples", "5", "--max_f1_drop", "1", "--output_dir", tmp_path)
     results, full = read(tmp_path / "search_results.json"), [64, 64, 64]
     assert results["frontier"][-1]["length_config"] == results["chosen"]["length_config"] == full
     assert results["frontier"][-1] == results["full"] and len(results["frontier"]) == 2
-    assert read(tmp_path / "config.json")["length_configs"] == results["frontier"]
+    kept = [row["length_config"] for row in read(tmp_path / "config.json")["length_configs"]]
+    assert kept == [row["length_config"] for row in results["frontier"]]
     assert "[64, 64, 64]" in (tmp_path / "pareto.csv").read_text() and "(64, 64, 64)" in caplog.text
 
 
@@ -115,7 +149,7 @@ def test_the_full_model_above_search_max_macs_is_only_the_reference(
 ):
     shown = {}
     monkeypatch.setattr(frontier_qa, "plot_pareto", lambda path, **parts: shown.update(parts))
-    monkeypatch.setattr(search_qa, "f1_score", lambda trainer, questions, lengths: sum(lengths) / 10)
+    all_answer(monkeypatch, lambda questions, lengths: sum(lengths) / 10)
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
     succeed(*command, *sample, "--search_max_macs", 1.8e6, "--target_macs_ratio", "1", "--output_dir", tmp_path)
     results = read(tmp_path / "search_results.json")
@@ -142,18 +176,20 @@ def test_the_picture_shows_a_samples_scores_at_their_distance_from_the_full_mode
 def test_search_rescore_bounds_how_many_configs_are_scored_on_all_questions(
     dynamic, squad_v1_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(search_qa, "f1_score", lambda trainer, questions, lengths: sum(lengths))  # all on the frontier
+    all_answer(monkeypatch, lambda questions, lengths: sum(lengths))  # all on the frontier
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, *SEARCH, "--evo_iter", "0")
     succeed(*command, "--search_samples", "5", "--search_rescore", "2", "--output_dir", tmp_path)
     results, full = read(tmp_path / "search_results.json"), [64, 64, 64]
     rows = map(json.loads, (tmp_path / "frontier_store.jsonl").read_text().splitlines()[1:])  # after the settings
+    # with the full model the cheapest dominates the largest area: the others score less than their share of its MACs
     cheapest = min(results["candidates"], key=lambda row: row["macs"])["length_config"]
     assert [row["length_config"] for row in rows] == [full, cheapest] and len(results["candidates"]) > 2
     assert results["search_rescore"] == 2
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--max_f1_drop", 100.0), ("--target_macs", 1e12), ("--target_macs_ratio", 1.0)]
+    ("flag", "value"),
+    [("--max_f1_drop", 100.0), ("--target_macs", 1e12), ("--target_macs_ratio", 1.0), ("--target_latency_ms", 1e6)],
 )
 def test_each_budget_chooses_from_a_search(flag, value, searched, evaluate):
     results = read(evaluate("--length_config_from", searched, flag, value) / "eval_results.json")
@@ -168,11 +204,16 @@ def test_a_choice_is_logged_with_what_it_was_made_against(searched, evaluate, ca
     assert "nothing cheaper was found" in caplog.text
 
 
-def test_a_choice_by_latency_from_a_search_by_macs_is_refused(searched, dynamic, squad_v1_file, tmp_path, capsys):
+def test_a_choice_by_latency_from_a_search_that_measured_none_is_refused(
+    searched, dynamic, squad_v1_file, tmp_path, capsys
+):
+    results = read(searched / "search_results.json")
+    results |= {"frontier": untimed(results["frontier"]), "full": untimed([results["full"]])[0]}
+    (tmp_path / "search_results.json").write_text(json.dumps(results))
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, "--do_eval")
-    command += ("--length_config_from", searched, "--target_latency_ms", 5, "--output_dir", tmp_path / "out")
+    command += ("--length_config_from", tmp_path, "--target_latency_ms", 5, "--output_dir", tmp_path / "out")
     message = failure(capsys, *command)
-    assert "--length_config_from" in message and "--search_objective latency" in message
+    assert "--length_config_from" in message and "--target_latency_ms" in message and "search again" in message
 
 
 def test_length_configs_of_another_sequence_length_are_refused(searched, dynamic, squad_v1_file, tmp_path, capsys):
@@ -208,7 +249,7 @@ def test_a_search_does_not_overwrite_another_model(dynamic, fine_tuned, squad_v1
 def test_every_precision_of_an_evaluation_has_a_name_of_its_own():
     flags = ("bf16", "fp16")
     runs = [SimpleNamespace(**{other: other == flag for other in flags}) for flag in (None, *flags)]
-    assert len({search_qa.scoring_dtype(run) for run in runs}) == 3
+    assert len({scoring_dtype(run) for run in runs}) == 3
 
 
 def test_scores_of_another_precision_are_not_taken_over(searched, dynamic, squad_v1_file, tmp_path, capsys):
