@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from results_qa import environment, write_json  # noqa: E402
+from results_qa import environment, write_json
 
 STRATEGIES = {  # name: flags
     "evolution": ["--search_strategy", "evolution"],
