@@ -181,7 +181,7 @@ def test_search_rescore_bounds_how_many_configs_are_scored_on_all_questions(
     succeed(*command, "--search_samples", "5", "--search_rescore", "2", "--output_dir", tmp_path)
     results, full = read(tmp_path / "search_results.json"), [64, 64, 64]
     rows = map(json.loads, (tmp_path / "frontier_store.jsonl").read_text().splitlines()[1:])  # after the settings
-    # with the full model the cheapest dominates the largest area: the others score less than their share of its MACs
+    # beside the full model the cheapest adds most: (MACs of full - its own) x its score
     cheapest = min(results["candidates"], key=lambda row: row["macs"])["length_config"]
     assert [row["length_config"] for row in rows] == [full, cheapest] and len(results["candidates"]) > 2
     assert results["search_rescore"] == 2
