@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from candidates import ORIGINS, Candidate, LengthConfig, SearchError, finite
 from length_config import parse_length_config, validate_length_config
@@ -49,7 +50,7 @@ class CandidateStore:
             self._write(header)
 
     # One process needs no claims; a SharedStore has them.
-    candidates: dict[LengthConfig, Candidate] = {}
+    candidates: ClassVar[dict[LengthConfig, Candidate]] = {}
     claimed: frozenset[LengthConfig] = frozenset()
     pending = False
 
@@ -96,7 +97,7 @@ def load_store(path: str | Path, num_layers: int, max_length: int, settings: dic
     if settings is not None:
         _check_loaded_settings(path, text, settings)
     read = _read_store if _is_store(text) else _read_results if text.lstrip()[:1] in ("{", "[") else _read_tsv
-    candidates: dict[LengthConfig, Candidate] = {}
+    candidates: ClassVar[dict[LengthConfig, Candidate]] = {}
     for candidate in read(path, text, num_layers, max_length):
         first = candidates.setdefault(candidate.length_config, candidate)
         if first.score != candidate.score:

@@ -78,16 +78,17 @@ def spread(frontier: Sequence[Candidate], count: int) -> list[Candidate]:
 def thin(
     frontier: Sequence[Candidate], reference_cost: float, loss: float, members: int | None = None
 ) -> list[Candidate]:
-    """The frontier without those who hardly add to its hypervolume; together they make up at most `loss` (a fraction).
+    """The frontier without those who hardly add to its hypervolume; together they make up less than `loss` (a fraction).
 
     The least contribution goes first; those of its neighbours grow by that. More go if more than `members` are left.
+    The best one stays: the full model, which the reference is measured by, adds nothing.
     """
     kept, allowed = list(frontier), loss * hypervolume(frontier, reference_cost)
     while len(kept) > 1:
         parts = _contributions(kept, reference_cost)
-        least = min(range(len(kept)), key=parts.__getitem__)
+        least = min(range(len(kept) - 1), key=parts.__getitem__)
         allowed -= parts[least]
-        if allowed < 0 and (members is None or len(kept) <= members):
+        if allowed <= 0 and (members is None or len(kept) <= members):
             break
         del kept[least]
     return kept
