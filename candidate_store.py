@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 from candidates import ORIGINS, Candidate, LengthConfig, SearchError, finite
 from length_config import parse_length_config, validate_length_config
@@ -31,6 +30,9 @@ class CandidateStore:
     def __init__(self, path: str | Path | None = None, settings: dict | None = None, readonly: bool = False):
         self.path, self.readonly = path and Path(path), readonly or not path
         self.known: dict[LengthConfig, list[float]] = {}
+        self.candidates: dict[LengthConfig, Candidate] = {}  # of other processes: a SharedStore has them
+        self.claimed: set[LengthConfig] = set()
+        self.pending = False
         if path:
             self._open(json.loads(json.dumps(settings)))  # as the file will give them back: tuples are lists there
 
@@ -49,16 +51,17 @@ class CandidateStore:
         if not complete:
             self._write(header)
 
-    # One process needs no claims; a SharedStore has them.
-    candidates: ClassVar[dict[LengthConfig, Candidate]] = {}
-    claimed: frozenset[LengthConfig] = frozenset()
-    pending = False
-
     def refresh(self) -> bool:
+        """Nothing is new: one process writes."""
         return False
 
     def claim(self, config: LengthConfig, begin: int, takeover: bool = False) -> bool:
+        """Every look is this process'."""
         return True
+
+    def wait(self, patience: float) -> bool:
+        """Nobody is waited for."""
+        return False
 
     def append(self, candidate: Candidate, begin: int, scores: list[float]) -> None:
         """Keep the scores of `candidate` on the questions from `begin` on."""
@@ -97,7 +100,7 @@ def load_store(path: str | Path, num_layers: int, max_length: int, settings: dic
     if settings is not None:
         _check_loaded_settings(path, text, settings)
     read = _read_store if _is_store(text) else _read_results if text.lstrip()[:1] in ("{", "[") else _read_tsv
-    candidates: ClassVar[dict[LengthConfig, Candidate]] = {}
+    candidates: dict[LengthConfig, Candidate] = {}
     for candidate in read(path, text, num_layers, max_length):
         first = candidates.setdefault(candidate.length_config, candidate)
         if first.score != candidate.score:

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 LengthConfig = tuple[float, ...]
 Batch = dict[str, torch.Tensor]
 LEAST_TURNS = 3  # with fewer a median says nothing
+CALM = 0.15  # a larger spread of one config's times says more of other work on the machine than of the config
 DROP_BOUND = 0.8  # largest fraction that a drawn config drops at a layer
 
 
@@ -133,6 +134,12 @@ def without_drift(turns: np.ndarray) -> np.ndarray:
     """
     level = np.median(turns / np.median(turns, axis=0), axis=1, keepdims=True)
     return np.median(turns / level, axis=0) * np.median(level)
+
+
+def spread(turns: np.ndarray) -> float:
+    """How far the middle half of the times of one and the same call is apart, relative to their median; the usual call's."""
+    low, middle, high = np.percentile(turns, [25, 50, 75], axis=0)
+    return float(np.median((high - low) / middle))
 
 
 def measure_configs(
@@ -282,6 +289,11 @@ def calibrate(
     windows = tuple(map(Windows.of, batches))
     times = without_drift(turns) / sum(len(batch.lengths) for batch in windows)
     facts = measured_facts(Contender(model, configs[0], autocast), windows, turns)
+    if facts["spread"] > CALM:
+        text = (
+            "the same config's times are %.0f %% apart: the latency model is better where no other work runs beside it"
+        )
+        logger.warning(text, 100 * facts["spread"])
     return fit(configs, times, windows, fitted, facts)
 
 
@@ -323,5 +335,5 @@ def measured_facts(contender: Contender, windows: Sequence[Windows], turns: np.n
         "configs": turns.shape[1],
         "turns": turns.shape[0],
         "seconds": round(float(turns.sum()) / 1e3, 1),
-        "spread": round(float(np.median(np.ptp(turns, axis=0) / np.median(turns, axis=0))), 3),
+        "spread": round(spread(turns), 3),
     }

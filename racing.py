@@ -158,6 +158,10 @@ class RacingSearch(ABC):
             c for c in self.candidates if self._seen(c) >= seen and (high is None or c.cost <= high)
         )
 
+    def hypervolume(self, seen: int = 1) -> float:
+        """That of the frontier, with costs as fractions of the full model's: in points of the score."""
+        return hypervolume(self.frontier(seen), self.full.cost) / (self.full.cost or 1.0)
+
     def require_frontier(self) -> None:
         """SearchError if nothing within `max_cost` was scored."""
         if not self.frontier():
@@ -346,9 +350,8 @@ class RacingSearch(ABC):
         return [self._found[candidate.length_config] for candidate in chosen]
 
     def log(self, stage: str) -> None:
-        frontier, counts = self.frontier(), self._counts
+        frontier, counts, volume = self.frontier(), self._counts, self.hypervolume()
         best = f"{frontier[-1].score:.2f}" if frontier else "none"
-        volume = hypervolume(frontier, self.full.cost)
         self.history.append(
             {
                 "candidates": len(self._found),
@@ -358,8 +361,8 @@ class RacingSearch(ABC):
             }
         )
         logger.info(
-            f"Search {stage}: best score {best}, {len(frontier)} on the frontier, hypervolume "
-            f"{volume:.6g}; {counts['scored']} looks, {counts['cached']} from the store, {counts['failed']} failed tries."
+            f"{self.description} {stage}: best score {best}, {len(frontier)} on the frontier, hypervolume "
+            f"{volume:.3f}; {counts['scored']} looks, {counts['cached']} from the store, {counts['failed']} failed tries."
         )
         counts.clear()
 

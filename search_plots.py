@@ -168,6 +168,6 @@ def plot_progress(path: str | Path, records: Sequence[dict]) -> None:
         all_axes[1].plot(minutes, volumes, "s-", color=ORANGE, markersize=4, label=label)
         all_axes[1].set_xlabel("minutes")
     for axes in all_axes:
-        axes.set_ylabel("hypervolume of the frontier (cost x F1)")
+        axes.set_ylabel("hypervolume of the frontier (F1, over fractions of the full cost)")
         axes.legend(loc="lower right", fontsize=9, framealpha=0.95)
     figure.savefig(path, dpi=150)

@@ -162,6 +162,7 @@ class SearchStage:
             "full": full,
             "frontier": rows,
             "chosen": self.chosen(rows, full),
+            "hypervolume": {"confirmed": race.hypervolume(race.settings.looks[-1]), "estimated": race.hypervolume()},
             "progress": race.history,
             "candidates": [self.record(candidate) for candidate in race.candidates],
         }

@@ -90,7 +90,7 @@ validation=("${validation_data[@]}" "${common[@]}" ${half[@]+"${half[@]}"})
 
 heading "4/8 fine-tuning"
 unless_done "$OUTPUT_DIR/finetuning/eval_results.json" run_qa --model_name_or_path "$MODEL" "${training[@]}" \
-  --learning_rate 3e-4 --num_train_epochs 1 --output_dir "$OUTPUT_DIR/finetuning"
+  --max_train_samples 3200 --learning_rate 3e-4 --num_train_epochs 1 --output_dir "$OUTPUT_DIR/finetuning"
 
 heading "5/8 LengthDrop"
 unless_done "$OUTPUT_DIR/dynamic/eval_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/finetuning" \
@@ -100,7 +100,7 @@ unless_done "$OUTPUT_DIR/dynamic/eval_results.json" run_qa --model_name_or_path 
 heading "6/8 search"
 unless_done "$OUTPUT_DIR/search/search_results.json" run_qa --model_name_or_path "$OUTPUT_DIR/dynamic" \
   "${train_data[@]}" "${common[@]}" ${half[@]+"${half[@]}"} ${anew[@]+"${anew[@]}"} --do_search \
-  --search_samples "$held_out" --search_max_candidates 24 \
+  --search_samples "$held_out" --search_max_candidates 24 --search_rescore 6 \
   --population_size 8 --mutation_size 6 --crossover_size 6 --output_dir "$OUTPUT_DIR/search"
 
 heading "7/8 evaluation"

@@ -24,6 +24,7 @@ from latency_model import (
     measure_turns,
     nonnegative_fit,
     serving_batches,
+    spread,
     without_drift,
 )
 from length_config import validate_length_config
@@ -196,6 +197,17 @@ def test_drift_of_the_machine_does_not_bias_the_model(clock):
     assert model.facts["turns"] > 5 and model.largest_error < 0.03
     full, half = (64,) * 4, (64, 30, 20, 10)
     assert model(half) / model(full) == pytest.approx(true_cost(half) / true_cost(full), rel=0.03)
+
+
+@pytest.mark.parametrize(("jitter", "warns"), [(0.02, False), (5.0, True)])
+def test_a_busy_machine_is_said(clock, caplog, jitter, warns):
+    toss = random.Random(0)
+    calibrated(Engine(clock, priced(True), pace=lambda now: 1 + jitter * toss.random()))
+    assert ("no other work" in caplog.text) == warns
+
+
+def test_the_spread_is_that_of_the_middle_half():
+    assert spread(np.array([[8.0], [9.0], [10.0], [11.0], [90.0]])) == pytest.approx(0.2)
 
 
 def test_what_slows_a_whole_turn_is_taken_out():
