@@ -88,11 +88,7 @@ class EvolutionarySearch(RacingSearch):
         for config in self.initial:
             if config not in self._found and not self.spent():
                 self.add(config, "initial")
-        if not self.frontier():
-            raise SearchError(
-                f"the initial population has nothing of at most cost {self.settings.max_cost:.4g}; raise this bound, "
-                "the population size or the largest number of candidates."
-            )
+        self.require_frontier()
         self.settle(self.look_after(0.0))
         self.log(f"0/{self.settings.iterations}")
 

@@ -162,6 +162,14 @@ class RacingSearch(ABC):
         """That of the frontier, with costs as fractions of the full model's: in points of the score."""
         return hypervolume(self.frontier(seen), self.full.cost) / (self.full.cost or 1.0)
 
+    def require_frontier(self) -> None:
+        """SearchError if nothing within `max_cost` was scored."""
+        if not self.frontier():
+            raise SearchError(
+                f"nothing was scored of at most cost {self.settings.max_cost:.4g}; raise this bound, the population size "
+                "or the largest number of candidates."
+            )
+
     # ---- the search ------------------------------------------------------------------------------------------------
 
     description = "Search"
@@ -188,6 +196,7 @@ class RacingSearch(ABC):
             self._num_loaded = len(self._found)
             self._score_full()
             self.explore()
+            self.require_frontier()
             self.confirm()
             self.log("end")
         return self.frontier(self.settings.looks[-1])
@@ -282,21 +291,24 @@ class RacingSearch(ABC):
         """Score `candidate` on the next subset of the questions, or take that from the store; False if it is claimed."""
         config, begin = candidate.length_config, self._seen(candidate)
         end = next(look for look in self.settings.looks if look > begin)
-        known = self.store.known.get(config, ())
-        cached = len(known) >= end
-        if not cached and not self.store.claim(config, begin, takeover):
+        known = self.store.known.get(config, ())[begin:end]  # of other looks' sizes (--search_protocol) perhaps a part
+        begin += len(known)
+        if begin < end and not self.store.claim(config, begin, takeover):
             return False
-        started = time.monotonic()
-        new = known[begin:end] if cached else self.score(config, self._order(config)[begin:end])
-        new = np.array([finite(value, f"score of {config}") for value in new])
-        self._scores[config] = np.concatenate([self._scores[config], new])
+        new = self._ask(config, begin, end) if begin < end else []
+        self._scores[config] = np.concatenate([self._scores[config], known, new])
         self._found[config] = replace(self._found[config], score=float(self._scores[config].mean()))
-        if not cached:
-            self._longest_look = max(self._longest_look, time.monotonic() - started)
-            self.questions += end - begin
-            self.store.append(self._found[config], begin, new.tolist())
-        self._counts["cached" if cached else "scored"] += 1
+        if new:
+            self.store.append(self._found[config], begin, new)
+        self._counts["scored" if new else "cached"] += 1
         return True
+
+    def _ask(self, config: LengthConfig, begin: int, end: int) -> list[float]:
+        started = time.monotonic()
+        scores = [finite(value, f"score of {config}") for value in self.score(config, self._order(config)[begin:end])]
+        self._longest_look = max(self._longest_look, time.monotonic() - started)
+        self.questions += end - begin
+        return scores
 
     def _order(self, config: LengthConfig) -> np.ndarray:
         """The questions in the order in which `config` is asked: each begins elsewhere, so that errors are independent."""
@@ -340,6 +352,7 @@ class RacingSearch(ABC):
 
     def log(self, stage: str) -> None:
         frontier, counts, volume = self.frontier(), self._counts, self.hypervolume()
+        best = f"{frontier[-1].score:.2f}" if frontier else "none"
         self.history.append(
             {
                 "candidates": len(self._found),
@@ -349,7 +362,7 @@ class RacingSearch(ABC):
             }
         )
         logger.info(
-            f"{self.description} {stage}: best score {frontier[-1].score:.2f}, {len(frontier)} on the frontier, hypervolume "
+            f"{self.description} {stage}: best score {best}, {len(frontier)} on the frontier, hypervolume "
             f"{volume:.3f}; {counts['scored']} looks, {counts['cached']} from the store, {counts['failed']} failed tries."
         )
         counts.clear()
@@ -373,6 +386,9 @@ class GivenConfigs(RacingSearch):
     def explore(self) -> None:
         for candidate in self.given:
             self.begin(candidate)
-        for candidate in self.given:
-            self._look_until([self._found[candidate.length_config]], self.settings.looks[-1])
-            self._bar.update()
+        self._look_until([self._found[candidate.length_config] for candidate in self.given], self.settings.looks[-1])
+
+    def _look(self, candidate: Candidate, takeover: bool = False) -> bool:
+        looked = super()._look(candidate, takeover)
+        self._bar.update(looked)
+        return looked

@@ -10,7 +10,6 @@ import json
 import logging
 import secrets
 import time
-from collections import defaultdict
 
 from candidates import Candidate, LengthConfig, SearchError
 from optuna_search import import_optuna
@@ -65,7 +64,7 @@ class SharedStore:
         self.token = secrets.token_hex(8)
         self.known: dict[LengthConfig, list[float]] = {}
         self.candidates: dict[LengthConfig, Candidate] = {}
-        self._claims: dict[tuple[LengthConfig, int], list[str]] = defaultdict(list)
+        self._holders: dict[tuple[LengthConfig, int], str | None] = {}  # who is to do a look
         self._workers: list[str] = []
         self._read = 0
         self._add({"worker": self.token})
@@ -78,12 +77,12 @@ class SharedStore:
     @property
     def claimed(self) -> set[LengthConfig]:
         """Configs that some worker has looked at or is looking at."""
-        return {config for config, _ in self._claims}
+        return {config for config, _ in self._holders}
 
     @property
     def pending(self) -> bool:
         """Whether another worker has claimed a look that is not there yet."""
-        return any(len(self.known.get(config, ())) <= begin for config, begin in self._claims)
+        return any(len(self.known.get(config, ())) <= begin for config, begin in self._holders)
 
     def refresh(self) -> bool:
         """Read what all workers have added since; whether that was anything."""
@@ -98,20 +97,26 @@ class SharedStore:
             self._workers.append(record["worker"])
             return
         config, begin = tuple(record["length_config"]), record["begin"]
-        self._claims[config, begin].append(record["token"])
-        known = self.known.setdefault(config, []) if "scores" in record else []
-        if "scores" in record and len(known) == begin:  # of two that scored the same look the first counts
+        if "scores" not in record:
+            if (
+                self._holders.get((config, begin)) == record["instead_of"]
+            ):  # of two that claim a look the first gets it
+                self._holders[config, begin] = record["token"]
+            return
+        known = self.known.setdefault(config, [])
+        if len(known) == begin:  # of two that scored the same look the first counts
             known += record["scores"]
             parents = tuple(map(tuple, record["parents"]))
             self.candidates[config] = Candidate(config, values[0], values[1], record["origin"], parents)
 
     def claim(self, config: LengthConfig, begin: int, takeover: bool = False) -> bool:
         """Whether this process is to score `config` on the questions from `begin` on."""
-        self._add({"length_config": list(config), "begin": begin, "token": self.token})
+        holder = self._holders.get((config, begin))
+        if holder not in (None, self.token) and not takeover:
+            return False  # without a record, which would be news to all who wait for the same look
+        self._add({"length_config": list(config), "begin": begin, "token": self.token, "instead_of": holder})
         self.refresh()
-        if len(self.known.get(config, ())) > begin:
-            return False
-        return takeover or self._claims[config, begin][0] == self.token
+        return self._holders[config, begin] == self.token and len(self.known.get(config, ())) <= begin
 
     def append(self, candidate: Candidate, begin: int, scores: list[float]) -> None:
         """Keep the scores of `candidate` on the questions from `begin` on."""
@@ -127,7 +132,7 @@ class SharedStore:
             if self.refresh():
                 return True
             time.sleep(POLL)
-        return False
+        return self.refresh()
 
     def _add(self, record: dict, values: list[float] | None = None) -> None:
         """One transaction; what is no result is a failed trial, which no sampler or dashboard takes for one."""
