@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from candidates import LengthConfig, SearchError
 from length_config import MIN_LENGTH
-from racing import RacingSearch, SearchSettings
+from racing import RacingSearch
+from search_settings import SearchSettings
 
 logger = logging.getLogger(__name__)
 

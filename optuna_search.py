@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from candidates import Candidate, LengthConfig, SearchError
 from evolution import initial_configs
 from length_config import MIN_LENGTH
-from racing import RacingSearch, SearchSettings
+from racing import RacingSearch
+from search_settings import SearchSettings
 
 if TYPE_CHECKING:
     import optuna

@@ -17,8 +17,9 @@ from latency_qa import EngineLatency
 from length_config import count_macs
 from loading import QuestionSet
 from optuna_search import TRIALS, OptunaSearch, make_study
-from racing import GivenConfigs, RacingSearch, SearchSettings, growing_looks
+from racing import GivenConfigs, RacingSearch
 from scoring import QuestionScorer, scoring_facts
+from search_settings import SearchSettings, growing_looks
 from shared_store import SharedStore
 from trainer_qa import QuestionAnsweringTrainer
 

@@ -10,14 +10,22 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from candidates import Candidate, LengthConfig, SearchError
 from optuna_search import import_optuna
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 POLL = 0.5  # seconds between two looks into the storage while waiting
+RETRIES = 6  # the last one half a minute after the first
 LOCK_TIMEOUT = 60  # seconds that SQLite waits for another process' transaction
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def open_storage(url: str):
@@ -33,9 +41,8 @@ def open_storage(url: str):
         options = {"connect_args": {"timeout": LOCK_TIMEOUT}} if url.startswith("sqlite:") else {}
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except Exception as error:  # of any database driver
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SearchError(
-            f"--search_storage {url} cannot be opened ({reason}): give sqlite:///PATH, journal:PATH, or the URL of a "
+            f"--search_storage {url} cannot be opened ({first_line(error)}): give sqlite:///PATH, journal:PATH, or the URL of a "
             "database whose driver is installed."
         ) from error
 
@@ -55,7 +62,8 @@ class SharedStore:
 
     def __init__(self, url: str, settings: dict):
         optuna = import_optuna()
-        self.storage, self.name = open_storage(url), study_name(settings)
+        self.url, self.storage, self.name = url, open_storage(url), study_name(settings)
+        self.storage_error = optuna.exceptions.StorageInternalError
         self.state, self.create_trial = optuna.trial.TrialState, optuna.trial.create_trial
         self.study = optuna.create_study(
             storage=self.storage, study_name=self.name, directions=["minimize", "maximize"], load_if_exists=True
@@ -86,7 +94,7 @@ class SharedStore:
 
     def refresh(self) -> bool:
         """Read what all workers have added since; whether that was anything."""
-        trials = self.study.get_trials(deepcopy=False)[self._read :]
+        trials = self._patiently(lambda: self.study.get_trials(deepcopy=False))[self._read :]
         self._read += len(trials)
         for trial in trials:
             self._take(trial.user_attrs, trial.values)
@@ -137,4 +145,19 @@ class SharedStore:
     def _add(self, record: dict, values: list[float] | None = None) -> None:
         """One transaction; what is no result is a failed trial, which no sampler or dashboard takes for one."""
         state = self.state.FAIL if values is None else self.state.COMPLETE
-        self.study.add_trial(self.create_trial(state=state, values=values, user_attrs=record))
+        trial = self.create_trial(state=state, values=values, user_attrs=record)
+        self._patiently(lambda: self.study.add_trial(trial))
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Do `action` until the storage lets it; SearchError after RETRIES tries. What is added twice counts once."""
+        for attempt in range(1, RETRIES + 1):
+            try:
+                return action()
+            except self.storage_error as error:
+                if attempt == RETRIES:
+                    raise SearchError(
+                        f"--search_storage {self.url} does not answer ({first_line(error)}): see to it and start this "
+                        "worker again; no finished look is lost."
+                    ) from error
+                logger.warning("--search_storage %s does not answer (%s): trying again", self.url, first_line(error))
+                time.sleep(POLL * 2**attempt)

@@ -4,7 +4,7 @@ import random
 
 from candidates import Candidate
 from evolution import EvolutionarySearch
-from racing import SearchSettings
+from search_settings import SearchSettings
 
 SETTINGS = {"model": "reader", "questions": 1000, "max_length": 64}
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from evolution import EvolutionarySearch
 from optuna_search import OptunaSearch, make_study
-from racing import RacingSearch, SearchSettings, growing_looks
+from racing import RacingSearch
+from search_settings import SearchSettings, growing_looks
 
 LAYERS, LONGEST = 4, 64
 FULL = (LONGEST,) * LAYERS

@@ -15,7 +15,7 @@ from candidate_store import CandidateStore, load_store
 from candidates import Candidate, SearchError, pareto_frontier
 from evolution import EvolutionarySearch, crossover, initial_configs, mutate
 from length_config import constant_ratio_config, count_macs
-from racing import SearchSettings
+from search_settings import SearchSettings
 
 MINILM = SimpleNamespace(hidden_size=384, intermediate_size=1536, num_hidden_layers=6)
 BERT = SimpleNamespace(hidden_size=768, intermediate_size=3072, num_hidden_layers=12)

@@ -13,7 +13,8 @@ from synthetic import FULL, World, small_race
 
 from candidate_store import CandidateStore
 from candidates import Candidate, hypervolume, pareto_frontier, thin
-from racing import GivenConfigs, growing_looks
+from racing import GivenConfigs
+from search_settings import growing_looks
 
 SETTINGS = {"model": "world"}
 SMALL = {"questions": 200}

@@ -18,9 +18,9 @@ from stages import LENGTHS, SEARCH, read
 DRIVER = """
 import functools, sys, time
 sys.path.insert(0, {root!r})
-import racing, run_qa, search_qa, shared_store
+import racing, run_qa, search_qa, search_settings, shared_store
 racing.PATIENCE, shared_store.POLL = 1.0, 0.05
-search_qa.growing_looks = functools.partial(racing.growing_looks, first=5)
+search_qa.growing_looks = functools.partial(search_settings.growing_looks, first=5)
 class SlowScorer(search_qa.QuestionScorer):
     def __call__(self, *args):
         time.sleep({pause})
