@@ -17,6 +17,7 @@ from optuna_search import import_optuna
 logger = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds between two looks into the storage while waiting
+TRIES = 20  # to open a database whose tables another process is making
 LOCK_TIMEOUT = 60  # seconds that SQLite waits for another process' transaction
 
 
@@ -25,19 +26,24 @@ def open_storage(url: str):
 
     SearchError if it cannot be opened.
     """
-    optuna = import_optuna()
-    try:
-        if url.startswith("journal:"):
-            backend = optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:"))
-            return optuna.storages.JournalStorage(backend)
-        options = {"connect_args": {"timeout": LOCK_TIMEOUT}} if url.startswith("sqlite:") else {}
-        return optuna.storages.RDBStorage(url, engine_kwargs=options)
-    except Exception as error:  # of any database driver
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SearchError(
-            f"--search_storage {url} cannot be opened ({reason}): give sqlite:///PATH, journal:PATH, or the URL of a "
-            "database whose driver is installed."
-        ) from error
+    optuna, tries = import_optuna(), TRIES
+    while True:
+        try:
+            if url.startswith("journal:"):
+                backend = optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:"))
+                return optuna.storages.JournalStorage(backend)
+            options = {"connect_args": {"timeout": LOCK_TIMEOUT}} if url.startswith("sqlite:") else {}
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except Exception as error:  # of any database driver
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            tries -= 1
+            if tries and ("already exists" in reason or "IntegrityError" in reason):
+                time.sleep(POLL)  # workers that start together make the tables of a new database together
+                continue
+            raise SearchError(
+                f"--search_storage {url} cannot be opened ({reason}): give sqlite:///PATH, journal:PATH, or the URL of "
+                "a database whose driver is installed."
+            ) from error
 
 
 def study_name(settings: dict) -> str:
