@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 POLL = 0.5  # seconds between two looks into the storage while waiting
 RETRIES = 6  # the last one half a minute after the first
+OPENINGS = 20  # tries to open a database whose tables another process is making
 LOCK_TIMEOUT = 60  # seconds that SQLite waits for another process' transaction
 
 
@@ -33,18 +34,26 @@ def open_storage(url: str):
 
     SearchError if it cannot be opened.
     """
-    optuna = import_optuna()
-    try:
-        if url.startswith("journal:"):
-            backend = optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:"))
-            return optuna.storages.JournalStorage(backend)
-        options = {"connect_args": {"timeout": LOCK_TIMEOUT}} if url.startswith("sqlite:") else {}
-        return optuna.storages.RDBStorage(url, engine_kwargs=options)
-    except Exception as error:  # of any database driver
-        raise SearchError(
-            f"--search_storage {url} cannot be opened ({first_line(error)}): give sqlite:///PATH, journal:PATH, or the URL of a "
-            "database whose driver is installed."
-        ) from error
+    for opening in range(OPENINGS):
+        try:
+            return _open(url)
+        except Exception as error:  # of any database driver
+            # Workers that start together make the tables of a new database together.
+            meanwhile = any(text in str(error) for text in ("already exists", "IntegrityError"))
+            if not meanwhile or opening == OPENINGS - 1:
+                raise SearchError(
+                    f"--search_storage {url} cannot be opened ({first_line(error)}): give sqlite:///PATH, journal:PATH, or "
+                    "the URL of a database whose driver is installed."
+                ) from error
+            time.sleep(POLL)
+
+
+def _open(url: str):
+    storages = import_optuna().storages
+    if url.startswith("journal:"):
+        return storages.JournalStorage(storages.journal.JournalFileBackend(url.removeprefix("journal:")))
+    options = {"connect_args": {"timeout": LOCK_TIMEOUT}} if url.startswith("sqlite:") else {}
+    return storages.RDBStorage(url, engine_kwargs=options)
 
 
 def study_name(settings: dict) -> str:

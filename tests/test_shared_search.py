@@ -96,7 +96,6 @@ def test_a_killed_worker_is_done_without_and_its_successor_ends_where_the_other_
     asked = [(*look["length_config"], look["begin"] + n) for look in after for n in range(len(look["scores"]))]
     assert after[: len(before)] == before and set(Counter(asked).values()) == {1}
     one, again = frontier(tmp_path / "other"), frontier(tmp_path / "killed")
-    print(one, again)
     assert one and one == again
 
 

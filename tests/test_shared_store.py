@@ -4,7 +4,9 @@ import threading
 import time
 from collections import Counter
 
+import optuna
 import pytest
+from sqlalchemy.exc import IntegrityError, OperationalError
 from stages import failure
 from synthetic import FULL, World, small_race
 
@@ -147,6 +149,18 @@ def test_a_storage_that_cannot_be_opened_is_one_line(url, dynamic, squad_v1_file
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, "--do_search", "--search_storage")
     message = failure(capsys, *command, url, "--search_split", "validation", "--output_dir", tmp_path)
     assert f"--search_storage {url} cannot be opened" in message
+
+
+def test_tables_that_another_worker_makes_at_the_same_time_are_waited_for(tmp_path, hurry, monkeypatch):
+    make, failures = optuna.storages.RDBStorage.__init__, [IntegrityError, OperationalError]
+
+    def another_was_faster(self, *args, **kwargs):
+        if failures:
+            raise failures.pop()("CREATE TABLE studies", {}, Exception("table studies already exists"))
+        make(self, *args, **kwargs)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", another_was_faster)
+    assert SharedStore(f"sqlite:///{tmp_path}/store.db", SETTINGS).worker == 0 and not failures
 
 
 # ---- waiting -------------------------------------------------------------------------------------------------------
