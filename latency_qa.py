@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_SECONDS = 120.0
 WARM_UP, REPEATS = 1, 5  # of each config on the frontier
+BATCHES = 4  # that stand for all lengths, where latency is searched by; to report it the middle one will do
 
 
 class EngineLatency:
@@ -34,6 +35,7 @@ class EngineLatency:
             batch_size=run.per_device_eval_batch_size,
             pad_to_max_length=args.data.pad_to_max_length,
             max_seq_length=args.data.max_seq_length,
+            count=BATCHES if args.search.search_objective == "latency" else 1,
         )
 
     def in_unit(self, config: LengthConfig) -> tuple[float, ...]:
