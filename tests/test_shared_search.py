@@ -33,7 +33,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture
-def command(dynamic, squad_v1_file):
+def command(searched, dynamic, squad_v1_file):
+    """A search that takes what was compiled from `searched`, not one compiler a process."""
     files = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file)
     return [*map(str, files), *SEARCH, *LENGTHS, "--use_cpu", "--search_rescore", "20"]
 
@@ -44,9 +45,21 @@ def driver(folder: Path, pause: float) -> str:
     return str(path)
 
 
-def start(*command: object) -> subprocess.Popen:
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *map(str, command)], env=os.environ | ENVIRONMENT, **streams)
+@pytest.fixture
+def start():
+    """Starts Python with a command line; what still runs at the end of the test is killed."""
+    started = []
+
+    def process(*command: object) -> subprocess.Popen:
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        arguments = [sys.executable, *map(str, command)]
+        started.append(subprocess.Popen(arguments, env=os.environ | ENVIRONMENT, **streams))
+        return started[-1]
+
+    yield process
+    for left in started:
+        left.kill()
+        left.wait()
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -82,7 +95,7 @@ def frontier(folder: Path) -> dict[tuple, float]:
     return {tuple(row["length_config"]): row["score"] for row in rows}
 
 
-def test_a_killed_worker_is_done_without_and_its_successor_ends_where_the_other_did(command, tmp_path):
+def test_a_killed_worker_is_done_without_and_its_successor_ends_where_the_other_did(start, command, tmp_path):
     database = tmp_path / "store.db"
     command = [driver(tmp_path, pause=0.3), *command, "--search_storage", f"sqlite:///{database}", "--output_dir"]
     killed, other = start(*command, tmp_path / "killed"), start(*command, tmp_path / "other")
@@ -102,7 +115,7 @@ def test_a_killed_worker_is_done_without_and_its_successor_ends_where_the_other_
 # ---- a launcher ----------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_of_a_launcher_find_what_one_does(command, tmp_path):
+def test_two_processes_of_a_launcher_find_what_one_does(start, command, tmp_path):
     program, folders = driver(tmp_path, pause=0), {1: tmp_path / "one", 2: tmp_path / "two"}
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0, "--standalone", program]
     batch = ("--per_device_eval_batch_size", "4", "--output_dir")
