@@ -195,6 +195,8 @@ def interruption(args: Arguments) -> str:
     folder = Path(args.run.output_dir)
     checkpoint = last_checkpoint(folder) if args.run.do_train else None
     command = "the same command" + (" without --overwrite_output_dir" if args.run.overwrite_output_dir else "")
+    if args.search.do_search and args.search.search_storage:
+        return f"{command} joins the search again; what was scored is in --search_storage."
     if args.search.do_search and (folder / "search_store.jsonl").is_file():
         return f"{command} continues the search with the scores in {folder / 'search_store.jsonl'}."
     if checkpoint:

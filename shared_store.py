@@ -8,6 +8,7 @@ whoever has waited in vain takes it over.
 import hashlib
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -23,6 +24,11 @@ POLL = 0.5  # seconds between two looks into the storage while waiting
 RETRIES = 6  # the last one half a minute after the first
 OPENINGS = 20  # tries to open a database whose tables another process is making
 LOCK_TIMEOUT = 60  # seconds that SQLite waits for another process' transaction
+
+
+def without_password(url: str) -> str:
+    """A database URL as it may be shown."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def first_line(error: Exception) -> str:
@@ -42,7 +48,7 @@ def open_storage(url: str):
             meanwhile = any(text in str(error) for text in ("already exists", "IntegrityError"))
             if not meanwhile or opening == OPENINGS - 1:
                 raise SearchError(
-                    f"--search_storage {url} cannot be opened ({first_line(error)}): give sqlite:///PATH, journal:PATH, or "
+                    f"--search_storage {without_password(url)} cannot be opened ({first_line(error)}): give sqlite:///PATH, journal:PATH, or "
                     "the URL of a database whose driver is installed."
                 ) from error
             time.sleep(POLL)
@@ -71,7 +77,7 @@ class SharedStore:
 
     def __init__(self, url: str, settings: dict):
         optuna = import_optuna()
-        self.url, self.storage, self.name = url, open_storage(url), study_name(settings)
+        self.url, self.storage, self.name = without_password(url), open_storage(url), study_name(settings)
         self.storage_error = optuna.exceptions.StorageInternalError
         self.state, self.create_trial = optuna.trial.TrialState, optuna.trial.create_trial
         self.study = optuna.create_study(
@@ -88,7 +94,11 @@ class SharedStore:
         self.refresh()
         self.worker = self._workers.index(self.token)
         logger.info(
-            "joined %s in %s as worker %d: %d configs so far", self.name, url, self.worker + 1, len(self.candidates)
+            "joined %s in %s as worker %d: %d configs so far",
+            self.name,
+            self.url,
+            self.worker + 1,
+            len(self.candidates),
         )
 
     @property

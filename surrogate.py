@@ -12,6 +12,7 @@ import torch
 
 LENGTH_SCALES = (0.15, 0.3, 0.6)  # of configs whose lengths are fractions of the longest
 SIGNALS = (0.5, 1.5, 4.0)  # standard deviation of what the trend leaves, in points
+OWN = 0.5  # standard deviation of what a config has to itself, in points: neighbours never say all
 TREND = 30.0  # standard deviation of its coefficients, in points
 
 
@@ -24,9 +25,9 @@ def smooth(configs: np.ndarray, values: np.ndarray, errors: np.ndarray) -> tuple
     x, y, noise = (torch.from_numpy(array).double() for array in (configs, values, errors**2 + 1e-6))
     dropped = 1 - x
     terms = torch.cat([torch.ones(len(x), 1), dropped, dropped**2], dim=1)
-    trend, distances = TREND**2 * terms @ terms.T, torch.cdist(x, x) ** 2
+    trend, distances, own = TREND**2 * terms @ terms.T, torch.cdist(x, x) ** 2, OWN**2 * torch.eye(len(x))
     kernels = (
-        trend + signal**2 * torch.exp(-distances / (2 * scale**2))
+        trend + own + signal**2 * torch.exp(-distances / (2 * scale**2))
         for scale, signal in itertools.product(LENGTH_SCALES, SIGNALS)
     )
     kernel = max(kernels, key=lambda kernel: _log_likelihood(kernel, noise, y))

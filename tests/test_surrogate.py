@@ -18,7 +18,8 @@ def kernel(x, scale, signal):
     for i, j in itertools.product(range(len(x)), repeat=2):
         one, other = 1 - x[i], 1 - x[j]
         trend = TREND**2 * (1 + one @ other + (one**2) @ (other**2))
-        result[i, j] = trend + signal**2 * np.exp(-((one - other) ** 2).sum() / (2 * scale**2))
+        own = 0.5**2 if i == j else 0.0
+        result[i, j] = trend + own + signal**2 * np.exp(-((one - other) ** 2).sum() / (2 * scale**2))
     return result
 
 
