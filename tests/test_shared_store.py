@@ -1,12 +1,12 @@
 """Looks shared by several processes: claims, results, takeovers; two real searches, of which one is killed."""
 
+import sqlite3
 import threading
 import time
 from collections import Counter
 
 import optuna
 import pytest
-from sqlalchemy.exc import IntegrityError, OperationalError
 from stages import failure
 from synthetic import FULL, World, small_race
 
@@ -152,11 +152,15 @@ def test_a_storage_that_cannot_be_opened_is_one_line(url, dynamic, squad_v1_file
 
 
 def test_tables_that_another_worker_makes_at_the_same_time_are_waited_for(tmp_path, hurry, monkeypatch):
-    make, failures = optuna.storages.RDBStorage.__init__, [IntegrityError, OperationalError]
+    failures = [
+        "(sqlite3.IntegrityError) UNIQUE constraint failed",
+        "(sqlite3.OperationalError) table studies already exists",
+    ]
+    make = optuna.storages.RDBStorage.__init__
 
     def another_was_faster(self, *args, **kwargs):
         if failures:
-            raise failures.pop()("CREATE TABLE studies", {}, Exception("table studies already exists"))
+            raise sqlite3.DatabaseError(failures.pop())
         make(self, *args, **kwargs)
 
     monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", another_was_faster)
