@@ -32,7 +32,7 @@ class CandidateStore:
         self.known: dict[LengthConfig, list[float]] = {}
         self.candidates: dict[LengthConfig, Candidate] = {}  # of other processes: a SharedStore has them
         self.claimed: set[LengthConfig] = set()
-        self.pending = False
+        self.pending, self.worker = False, 0
         if path:
             self._open(json.loads(json.dumps(settings)))  # as the file will give them back: tuples are lists there
 

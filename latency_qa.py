@@ -9,6 +9,7 @@ import torch
 
 from arguments import Arguments
 from candidates import LengthConfig
+from errors import RunError
 from latency_model import LatencyModel, calibrate, measure_configs, serving_batches
 from length_config import in_unit
 from loading import QuestionSet
@@ -52,10 +53,15 @@ class EngineLatency:
         """The latency model in the output folder, or a new one if that was made with other `facts` or batches."""
         path = Path(self.args.run.output_dir, "latency_model.json")
         facts = facts | {"batches": [list(batch["input_ids"].shape) for batch in self.batches]}
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if kept.get("facts") == facts:
-            logger.info("latencies are those that %s was made of; delete it to measure again", path)
-            return LatencyModel.from_record(kept["model"])
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"facts": None}
+            if kept["facts"] == facts:
+                logger.info("latencies are those that %s was made of; delete it to measure again", path)
+                return LatencyModel.from_record(kept["model"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path} cannot be read as a latency model ({error}): delete it to measure again."
+            ) from error
         model = calibrate(
             self.model,
             self.batches,

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 TRIALS = 150
 BATCH = 10  # configs that are proposed before the sampler hears of their scores
-SAMPLERS = ("tpe", "nsga2", "random")
 
 
 def import_optuna():
@@ -32,7 +31,7 @@ def import_optuna():
 
 
 def make_study(sampler: str, seed: int, population_size: int, storage=None, name: str | None = None) -> "optuna.Study":
-    """A study with one of SAMPLERS, in memory or shared through `storage` by all that give the same `name`."""
+    """A study whose sampler is tpe, nsga2 or random, in memory or shared through `storage` by all that give the same `name`."""
     optuna = import_optuna()
     samplers = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=population_size),
@@ -69,6 +68,11 @@ class OptunaSearch(RacingSearch):
         lowest = lowest if settings.min_cost is None else (MIN_LENGTH,) * settings.num_layers
         self.ranges = {f"layer_{layer}": (low, settings.max_length) for layer, low in enumerate(lowest)}
 
+    @property
+    def total(self) -> int:
+        """How many configs are scored at most, whatever the sizes of an evolution."""
+        return self.settings.max_candidates or TRIALS
+
     def explore(self) -> None:
         for config in self.initial:
             self.study.enqueue_trial(dict(zip(self.ranges, config)), skip_if_exists=True)
@@ -79,7 +83,7 @@ class OptunaSearch(RacingSearch):
             for config in configs:
                 if config not in self._found and self.within_bounds(config) and not self.spent():
                     self.add(config, "initial" if config in self.initial else "sampled")
-            self.settle(self.look_after(len(self._found) / self.settings.budget))
+            self.settle(self.look_after(len(self._found) / self.total))
             for trial, config in zip(trials, configs):
                 self._tell(trial, self._found.get(config))
             asked += BATCH

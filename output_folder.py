@@ -57,7 +57,8 @@ def make_folder(folder: Path) -> None:
 
 def check_search_folder(folder: Path) -> None:
     """RunError if the search would put its copy of the model over another one."""
-    if (folder / "config.json").is_file() and not (folder / "search_store.jsonl").is_file():
+    searched = any((folder / name).is_file() for name in ("search_store.jsonl", "search_results.json"))
+    if (folder / "config.json").is_file() and not searched:
         raise RunError(f"--output_dir {folder} holds a model already: name another or add --overwrite_output_dir.")
 
 
@@ -69,11 +70,14 @@ def check_int8_folder(folder: Path, overwrite: bool) -> None:
         raise RunError(f"--output_dir {folder} holds a float model, which --tune writes nothing beside: name another.")
 
 
+OTHER_FILES = ("latency_model.json", "run_args.json", "trainer_state.json")
+
+
 def clear_output_dir(folder: Path) -> None:
     """Remove what an earlier run of ours left that the new one would mix with; other files stay."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    for pattern in ("*_results.json", "*_predictions.json", "*_store.jsonl", "run_args.json", "trainer_state.json"):
+    for pattern in ("*_results.json", "*_predictions.json", "*_store.jsonl", *OTHER_FILES):
         for file in folder.glob(pattern):
             file.unlink()
 

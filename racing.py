@@ -146,7 +146,7 @@ class RacingSearch(ABC):
 
     def spent(self) -> bool:
         found = self._found.keys() | self.store.claimed
-        return len(found) - self._num_loaded >= self.settings.budget
+        return len(found) - self._num_loaded >= self.total
 
     def add(self, config: LengthConfig, origin: str, parents: tuple[LengthConfig, ...] = ()) -> None:
         """A first look at `config`, unless another process has it in hand."""

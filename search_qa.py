@@ -16,7 +16,7 @@ from frontier_qa import budget, choose_row, frontier_row, frontier_table, write_
 from latency_qa import EngineLatency
 from length_config import count_macs
 from loading import QuestionSet
-from optuna_search import TRIALS, OptunaSearch, make_study
+from optuna_search import OptunaSearch, make_study
 from racing import GivenConfigs, RacingSearch
 from scoring import QuestionScorer, scoring_facts
 from search_settings import SearchSettings, growing_looks
@@ -103,7 +103,6 @@ class SearchStage:
 
     def settings(self, questions: int) -> SearchSettings:
         search = self.args.search
-        trials = None if search.search_strategy == "evolution" else TRIALS
         return SearchSettings(
             num_layers=self.config.num_hidden_layers,
             max_length=self.args.data.max_seq_length,
@@ -115,14 +114,14 @@ class SearchStage:
             floor_ratio=search.search_floor_ratio,
             min_cost=search.search_min_macs,
             max_cost=search.search_max_macs,
-            max_candidates=search.search_max_candidates or trials,
+            max_candidates=search.search_max_candidates,
             looks=growing_looks(questions) if search.search_protocol == "racing" else (questions,),
             confirmed=search.search_rescore,
         )
 
     def make_search(self, score: QuestionScorer, store, loaded: list[Candidate]) -> RacingSearch:
         """The search by --search_strategy; every worker of a shared one draws other length configs."""
-        strategy, seed, worker = self.args.search.search_strategy, self.args.run.seed, getattr(store, "worker", 0)
+        strategy, seed, worker = self.args.search.search_strategy, self.args.run.seed, store.worker
         settings, common = self.settings(len(score)), {"store": store, "loaded": loaded, "progress": not self.quiet}
         if strategy == "evolution":
             rng = random.Random(f"{seed}-{worker}" if worker else seed)

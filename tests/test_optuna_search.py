@@ -9,7 +9,7 @@ from synthetic import FULL, World, small_race
 
 import search_qa
 from candidates import Candidate, SearchError
-from optuna_search import SAMPLERS, TRIALS, import_optuna
+from optuna_search import TRIALS, import_optuna
 
 SMALL = {"questions": 200}
 SEARCH = ["--do_search", "--search_split", "validation", "--population_size", "3"]
@@ -18,6 +18,9 @@ SEARCH = ["--do_search", "--search_split", "validation", "--population_size", "3
 def search_by(sampler, seed=0, world=None, **changes):
     search = small_race(world or World(**SMALL), sampler, seed, **({"max_candidates": 40} | changes))
     return search.run(), search
+
+
+SAMPLERS = ("tpe", "nsga2", "random")
 
 
 @pytest.fixture(scope="module", params=SAMPLERS)
@@ -110,15 +113,19 @@ def test_150_configs_are_sampled_unless_told_otherwise(monkeypatch, dynamic, squ
     budgets = []
 
     def stop(search):
-        budgets.append(search.settings.budget)
+        budgets.append(search.total)
         raise SearchError("enough")
 
     monkeypatch.setattr(search_qa.RacingSearch, "run", stop)
     command = ("--model_name_or_path", dynamic, "--validation_file", squad_v1_file, "--do_search")
     command += ("--search_split", "validation", "--search_strategy", "tpe")
-    for flags in [(), ("--search_max_candidates", "7")]:
+    for flags in [
+        (),
+        ("--search_max_candidates", "7"),
+        ("--search_max_candidates", "3000"),
+    ]:  # an evolution ends at 1,821
         assert run(*command, *flags, "--output_dir", tmp_path) == 1
-    assert budgets == [150, 7] and TRIALS == 150
+    assert budgets == [150, 7, 3000] and TRIALS == 150
 
 
 def test_without_optuna_one_line_says_how_to_install_it(monkeypatch, dynamic, squad_v1_file, tmp_path, capsys):
