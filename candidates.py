@@ -5,7 +5,7 @@ Cost is any number to minimise (multiply-accumulates, a latency), score any numb
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LengthConfig = tuple[int, ...]
 ORIGINS = ("full", "initial", "mutation", "crossover", "sampled", "loaded")
@@ -83,6 +83,17 @@ def thin(
             break
         del kept[least]
     return kept
+
+
+def most_useful(frontier: Sequence[Candidate], full: Candidate, members: int | None) -> list[Candidate]:
+    """The `members` of the frontier (None: all) that add most to its hypervolume with the drop from `full` as log(1 + drop).
+
+    By the scores themselves nearly all of them would lie where those fall steeply; users ask for drops of a point or less.
+    """
+    best = math.log1p(max(full.score, 0.0))
+    scaled = [replace(c, score=best - math.log1p(max(full.score - c.score, 0.0))) for c in frontier]
+    chosen = {c.length_config for c in thin(scaled, full.cost, 0.0, members)}
+    return [c for c in frontier if c.length_config in chosen]
 
 
 def _contributions(frontier: Sequence[Candidate], reference_cost: float) -> list[float]:

@@ -54,6 +54,8 @@ def given_values(args: Arguments) -> dict[str, object]:
 
 def check_ranges(args: Arguments) -> None:
     values = {name: value for name, value in given_values(args).items() if value is not None}
+    for name, value in values.items():  # an unset variable of a script would silently mean the default
+        require(value != "", f"--{name} is empty: give it a value, or leave it out.")
     for limit, names in AT_LEAST.items():
         for name in values.keys() & set(names.split()):
             require(values[name] >= limit, f"--{name} must be at least {limit}, not {values[name]}.")
@@ -242,8 +244,6 @@ def check_data(args: Arguments) -> None:
 def check_length_config(args: Arguments) -> None:
     adaptive = args.length_adaptive
     sources = [f"--{name}" for name in (*LENGTH_CONFIGS, "measure_rate") if getattr(adaptive, name) is not None]
-    for flag in sources:  # an unset variable of a script would silently mean full length
-        require(getattr(adaptive, flag[2:]), f"{flag} is empty: give it a value, or leave it out.")
     require(len(sources) <= 1, f"{' and '.join(sources)} exclude each other: give one.")
     given = [f"--{name}" for name in BUDGETS if getattr(adaptive, name) is not None]
     require(len(given) <= 1, f"{' and '.join(given)} exclude each other: give exactly one.")

@@ -146,7 +146,7 @@ class SearchArguments:
     search_rescore: int = field(
         default=12,
         metadata={
-            "help": "How many members of the frontier, those that add most to it, are scored on all questions of the slice "
+            "help": "How many members of the frontier, those that tell most of it, are scored on all questions of the slice "
             "and on the validation questions."
         },
     )

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from candidate_store import CandidateStore
-from candidates import Candidate, LengthConfig, SearchError, finite, hypervolume, pareto_frontier, thin
+from candidates import Candidate, LengthConfig, SearchError, finite, hypervolume, most_useful, pareto_frontier, thin
 from search_settings import SearchSettings
 from surrogate import smooth
 
@@ -177,11 +177,11 @@ class RacingSearch(ABC):
             self._look_until(group, next(look for look in self.settings.looks if look > fewest))
 
     def confirm(self) -> None:
-        """Score those members of the frontier that add most to it on all questions."""
+        """Score those members of the frontier that tell most of it on all questions."""
         while self.store.pending and self.store.wait(self._patience()):
             self._join()
         self._estimate()
-        members = thin(self.frontier(), self.full.cost, 0.0, self.settings.confirmed)
+        members = most_useful(self.frontier(), self.full, self.settings.confirmed)
         self._look_until(members, self.settings.looks[-1])
         self._estimate()
 

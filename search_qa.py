@@ -9,7 +9,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from arguments import Arguments
 from candidate_store import CandidateStore, load_store
-from candidates import Candidate, LengthConfig, SearchError, thin
+from candidates import Candidate, LengthConfig, SearchError, most_useful
 from errors import RunError
 from evolution import EvolutionarySearch
 from frontier_qa import budget, choose_row, frontier_row, frontier_table, write_pictures
@@ -65,7 +65,7 @@ class SearchStage:
                 {name: facts[name] for name in ("weights", "length_unit", "dtype")}
             )
         race = final = self.make_search(score, store, loaded)
-        frontier = thin(race.run(), race.full.cost, 0.0, search.search_rescore)
+        frontier = most_useful(race.run(), race.full, search.search_rescore)
         if scored_on is not self.questions:
             final = self.on_validation(frontier, race.settings)
             frontier = final.run()

@@ -417,6 +417,9 @@ def test_tuning_takes_the_native_backend_unless_the_float_parts_are_to_be_bf16(f
     assert parse_args(command).tuned_backend == taken
 
 
-@pytest.mark.parametrize("flag", ["--length_config", "--length_ratios", "--length_config_from", "--measure_rate"])
-def test_an_empty_length_config_is_not_full_length(flag, capsys):
-    assert f"{flag} is empty" in refusal(capsys, [*BASE, "--do_eval", flag, ""])
+TEXTS = "length_config length_ratios length_config_from measure_rate search_storage load_store_file dataset_name save_strategy"
+
+
+@pytest.mark.parametrize("name", TEXTS.split())
+def test_an_empty_value_is_not_taken_for_the_default(name, capsys):
+    assert f"--{name} is empty" in refusal(capsys, [*BASE, "--do_eval", f"--{name}", ""])

@@ -6,7 +6,7 @@ import random
 import pytest
 from small_search import candidate
 
-from candidates import Candidate, SearchError, choose, hypervolume, pareto_frontier
+from candidates import Candidate, SearchError, choose, hypervolume, most_useful, pareto_frontier, thin
 
 FULL = Candidate((9, 9), 1000, 88.3, "full")
 FRONTIER = [candidate(300, 84.0, (3, 3)), candidate(500, 87.3, (5, 5)), candidate(800, 88.4, (8, 8))]
@@ -94,3 +94,20 @@ def test_an_impossible_target_names_the_nearest_candidate(criterion, nearest):
 def test_choose_wants_exactly_one_criterion(criteria):
     with pytest.raises(SearchError, match="exactly one"):
         choose(FRONTIER, FULL, **criteria)
+
+
+HALVED = [candidate(100 * i, 90 - 32 / 2**i, (i,)) for i in range(9)]  # each step of cost halves the drop from 90
+
+
+def test_the_most_useful_members_lie_along_the_costs_not_where_the_score_is_steep():
+    full = Candidate((9,), 1000, 90.0, "full")
+    drops = [full.score - c.score for c in most_useful(HALVED, full, 5)]
+    assert sum(drop <= 2 for drop in drops) >= 3 and max(drops) > 8
+    assert sum(full.score - c.score <= 2 for c in thin(HALVED, full.cost, 0.0, 5)) < 3
+
+
+def test_members_that_score_above_the_full_model_are_told_by_the_cheapest_and_the_best():
+    full = Candidate((9,), 1000, 90.0, "full")
+    frontier = [candidate(200, 80, (1,)), *(candidate(cost, 90 + cost / 1000, (cost,)) for cost in (400, 500, 600))]
+    assert [c.cost for c in most_useful(frontier, full, 3)] == [200, 400, 600]
+    assert most_useful(frontier, full, None) == frontier
