@@ -171,3 +171,24 @@ def plot_progress(path: str | Path, records: Sequence[dict]) -> None:
         axes.set_ylabel("hypervolume of the frontier (F1, over fractions of the full cost)")
         axes.legend(loc="lower right", fontsize=9, framealpha=0.95)
     figure.savefig(path, dpi=150)
+
+
+def plot_frontiers(path: str | Path, frontiers: dict[str, Sequence[dict]], full: dict) -> None:
+    """Draw the F1 drop against latency, a line a search, in milliseconds a window; what loses more than 5 points is left out.
+
+    The rows and `full` are those of search_results.json, with latencies that may be compared. Raises PlotError without
+    matplotlib.
+    """
+    figure, (axes,) = new_figure()
+    for (name, rows), color, marker in zip(frontiers.items(), (BLUE, ORANGE, GREEN, PINK, RED), "os^vP"):
+        near = sorted((r for r in rows if r["f1_drop"] <= DROPS_SHOWN), key=lambda row: row["latency_ms"])
+        bars = _bars(near)
+        points = [row["latency_ms"] for row in near], [row["f1_drop"] for row in near]
+        style = {"color": color, "marker": marker, "markersize": 5, "linewidth": 1.3}
+        axes.errorbar(*points, bars and bars[::-1], label=f"{name}{_of_bars(bars)}", **style, **BARS)
+    axes.plot([full["latency_ms"]], [0], "D", color="black", markersize=8, label="full length")
+    axes.invert_yaxis()
+    axes.set_xlabel("latency (ms a window)")
+    axes.set_ylabel("F1 points below full length")
+    axes.legend(loc="lower right", fontsize=9, framealpha=0.95)
+    figure.savefig(path, dpi=150)
