@@ -5,7 +5,8 @@
 
 What follows `--` goes to every run_qa.py --do_search.  Runs whose results exist are not repeated.  Leaves a folder a run,
 search_study.json, and the table it prints: hypervolumes of the frontier in points of F1 (costs as fractions of the full
-model's), mean and range over the seeds; the questions that were evaluated; seconds of searching.
+model's), mean and range over the seeds; the questions that were evaluated; seconds of searching; and of the cheapest confirmed
+config within --within points of full length its MACs and its measured latency, as fractions of full length's.
 """
 
 import argparse
@@ -29,6 +30,16 @@ STRATEGIES = {  # name: flags
     "constant": ["--evo_iter", "0"],  # as many constant ratios as the others may score configs
 }
 
+DIGITS = {  # columns of the table
+    "confirmed": 2,
+    "estimated": 2,
+    "candidates": 0,
+    "questions": 0,
+    "seconds": 0,
+    "MACs ratio": 3,
+    "latency ratio": 3,
+}
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -37,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--candidates", type=int, default=120, help="configs that every search may score (default: %(default)s)"
     )
+    parser.add_argument("--within", type=float, default=1.0, help="points of F1 (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("run_qa", nargs=argparse.REMAINDER, metavar="-- FLAGS OF run_qa.py")
     return parser.parse_args()
@@ -54,10 +66,14 @@ def run_search(strategy: str, seed: int, args: argparse.Namespace) -> dict:
     return json.loads(results.read_text(encoding="utf-8"))
 
 
-def facts(results: dict) -> dict:
+def facts(results: dict, within: float) -> dict:
     """What is compared."""
-    last = results["progress"][-1]
+    last, full = results["progress"][-1], results["full"]
+    good = [row for row in (*results["frontier"], full) if row["f1_drop"] <= within]
+    chosen = min(good, key=lambda row: row["macs"])
     return {
+        "MACs ratio": chosen["macs_ratio"],
+        "latency ratio": chosen["latency_ms"] / full["latency_ms"],
         "confirmed": results["hypervolume"]["confirmed"],
         "estimated": results["hypervolume"]["estimated"],
         "candidates": last["candidates"],
@@ -68,13 +84,11 @@ def facts(results: dict) -> dict:
 
 def table(rows: dict[str, list[dict]]) -> str:
     """Markdown: a line a strategy, mean and range over the seeds."""
-    names = ("confirmed", "estimated", "candidates", "questions", "seconds")
-    lines = [f"| search | seeds | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    lines = [f"| search | seeds | {' | '.join(DIGITS)} |", "|---" * (len(DIGITS) + 2) + "|"]
     for strategy, runs in rows.items():
         cells = []
-        for name in names:
+        for name, digits in DIGITS.items():
             values = [run[name] for run in runs]
-            digits = 2 if name in ("confirmed", "estimated") else 0
             low, middle, high = (f"{f(values):.{digits}f}" for f in (min, statistics.fmean, max))
             cells.append(middle if low == high else f"{middle} ({low} to {high})")
         lines.append(f"| {strategy} | {len(runs)} | {' | '.join(cells)} |")
@@ -86,7 +100,7 @@ def main() -> None:
     rows: dict[str, list[dict]] = {}
     for seed in args.seeds:
         for strategy in args.strategies:
-            rows.setdefault(strategy, []).append({"seed": seed} | facts(run_search(strategy, seed, args)))
+            rows.setdefault(strategy, []).append({"seed": seed} | facts(run_search(strategy, seed, args), args.within))
             record = {"environment": environment(), "candidates": args.candidates, "flags": args.run_qa, "runs": rows}
             write_json(args.output_dir / "search_study.json", record)
     print(table(rows))

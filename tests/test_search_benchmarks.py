@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic import FULL, World, small_race
 
-from benchmarks import compare_frontiers, replay_search
+from benchmarks import compare_frontiers, replay_search, search_study
 from candidate_store import CandidateStore
 from candidates import Candidate, hypervolume
 
@@ -88,3 +88,24 @@ def test_frontiers_are_compared_by_latencies_of_one_run(two_searches, tmp_path, 
     assert "| latency | 69.50 | 0.800 | 0.800 | 0.800 | 0.800 | 0.200 |" in out
     assert output.with_suffix(".md").is_file() and output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(output.read_text())["frontiers"]["macs"][0]["latency_ms"] == 6.0
+
+
+def test_a_study_names_the_cheapest_config_within_a_point_and_the_spread_over_the_seeds():
+    full = {"macs": 100, "macs_ratio": 1.0, "latency_ms": 8.0, "f1_drop": 0.0}
+    rows = [
+        full | {"macs": 100 * r, "macs_ratio": r, "latency_ms": ms, "f1_drop": d}
+        for r, ms, d in ((0.4, 2, 3), (0.5, 6, 0.9), (0.7, 7, 0.1))
+    ]
+    last = {"candidates": 80, "seconds": 100.4}
+    results = {"full": full, "frontier": rows, "progress": [last], "questions_evaluated": 5000}
+    facts = search_study.facts(results | {"hypervolume": {"confirmed": 50.0, "estimated": 51.0}}, within=1.0)
+    assert facts["MACs ratio"] == 0.5 and facts["latency ratio"] == 0.75
+    runs = {
+        "tpe": [facts, facts | {"confirmed": 53.0}],
+        "constant": [
+            search_study.facts(results | {"frontier": [], "hypervolume": {"confirmed": 1, "estimated": 1}}, 1.0)
+        ],
+    }
+    table = search_study.table(runs)
+    assert "| tpe | 2 | 51.50 (50.00 to 53.00) | 51.00 | 80 | 5000 | 100 | 0.500 | 0.750 |" in table
+    assert "| constant | 1 | 1.00 | 1.00 | 80 | 5000 | 100 | 1.000 | 1.000 |" in table
