@@ -8,16 +8,14 @@ say how far it is off.
 import itertools
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
-from benchmark import REPEATS, WARM_UP, Contender, measure_latency
+from benchmark import Contender
 from errors import RunError
-from features_qa import make_collator
 from length_config import (
     constant_ratio_config,
     in_unit,
@@ -28,45 +26,11 @@ from length_config import (
 )
 from native_engine import NativeModel, micro_batches, missing_rows
 from results_qa import instruction_set, processor
+from serving_latency import Batch, LengthConfig, measure_turns, passes, spread, without_drift
 
 logger = logging.getLogger(__name__)
-LengthConfig = tuple[float, ...]
-Batch = dict[str, torch.Tensor]
-LEAST_TURNS = 3  # with fewer a median says nothing
 CALM = 0.15  # a larger spread of one config's times says more of other work on the machine than of the config
 DROP_BOUND = 0.8  # largest fraction that a drawn config drops at a layer
-
-
-# ---- what is timed -------------------------------------------------------------------------------------------------
-
-
-def serving_batches(
-    tokenizer, features, *, batch_size: int, pad_to_max_length: bool, max_seq_length: int, count: int = 4
-) -> list[Batch]:
-    """The batches to time, of `features` sorted by length, longest first: (B, S) each.
-
-    Padded: one batch of the longest windows, padded to `max_seq_length`.  At real lengths: `count` batches that stand
-    for all of them, each from the middle of as many equal parts, padded to its longest window.
-    """
-    windows, collate = len(features), make_collator(tokenizer, pad_to_max_length, max_seq_length)
-    size = min(batch_size, windows)
-    count = 1 if pad_to_max_length else min(count, windows // size)
-    room = windows / count - size  # in a part, beside its batch
-    starts = [0] if pad_to_max_length else [int(part * windows / count + room / 2) for part in range(count)]
-    rows = features.select_columns(list(tokenizer.model_input_names))
-    return [dict(collate(rows.select(range(start, start + size)).to_list())) for start in starts]
-
-
-@dataclass(frozen=True)
-class Windows:
-    """The sizes of a batch: the real tokens of each of its windows, and how many all are padded to."""
-
-    lengths: tuple[int, ...]
-    padded_to: int
-
-    @classmethod
-    def of(cls, batch: Batch) -> "Windows":
-        return cls(tuple(batch["attention_mask"].sum(1).tolist()), batch["input_ids"].shape[1])
 
 
 # ---- drawn configs -------------------------------------------------------------------------------------------------
@@ -93,75 +57,19 @@ def draw_configs(rng: random.Random, count: int, num_layers: int, max_length: in
     )
 
 
-# ---- measuring -----------------------------------------------------------------------------------------------------
-
-
-def run_all(contender: Contender, batches: Sequence[Batch]) -> None:
-    for batch in batches:
-        contender(batch)
-
-
-def passes(
-    model, configs: Sequence[LengthConfig], batches: Sequence[Batch], autocast
-) -> dict[int, Callable[[], None]]:
-    """For each config, by its number, a call that takes all batches through the model."""
-    model.eval()
-    batches = [{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in batches]
-    return {
-        index: partial(run_all, Contender(model, config, autocast), batches) for index, config in enumerate(configs)
-    }
-
-
-def measure_turns(calls: dict[int, Callable[[], None]], rng: random.Random, seconds: float) -> np.ndarray:
-    """Milliseconds (turns, calls) of turns that fit into about `seconds`, LEAST_TURNS of them at least.
-
-    Each turn has an order of its own, so that what the machine does meanwhile does not always meet the same call.  The
-    first one, which compiles and warms up, is not among them.
-    """
-    turns, spent = [], 0.0
-    while len(turns) <= LEAST_TURNS or spent + sum(turns[-1]) <= seconds * 1e3:
-        order = rng.sample(sorted(calls), len(calls))
-        timings = measure_latency({index: calls[index] for index in order}, warm_up=0, repeats=1)
-        turns.append([timings[index]["latency_ms_median"] for index in sorted(calls)])
-        spent += sum(turns[-1])
-    return np.array(turns[1:])
-
-
-def without_drift(turns: np.ndarray) -> np.ndarray:
-    """Milliseconds (calls): medians of the turns (turns, calls), each relative to how slow the machine was in it.
-
-    How slow it was is the median over all calls of what each took, relative to its own median over the turns.
-    """
-    level = np.median(turns / np.median(turns, axis=0), axis=1, keepdims=True)
-    return np.median(turns / level, axis=0) * np.median(level)
-
-
-def spread(turns: np.ndarray) -> float:
-    """How far the middle half of the times of one and the same call is apart, relative to their median; the usual call's."""
-    low, middle, high = np.percentile(turns, [25, 50, 75], axis=0)
-    return float(np.median((high - low) / middle))
-
-
-def measure_configs(
-    model,
-    configs: Sequence[LengthConfig],
-    batches: Sequence[Batch],
-    *,
-    autocast: torch.dtype | None = None,
-    warm_up: int = WARM_UP,
-    repeats: int = REPEATS,
-) -> list[dict]:
-    """Time length configs in turn on the same batches: a row each, median and 90th percentile in milliseconds a window."""
-    windows = sum(len(batch["input_ids"]) for batch in batches)
-    timings = measure_latency(passes(model, configs, batches, autocast), warm_up, repeats)
-    names = ("latency_ms_median", "latency_ms_p90")
-    return [
-        {"length_config": list(config)} | {name: round(timings[index][name] / windows, 4) for name in names}
-        for index, config in enumerate(configs)
-    ]
-
-
 # ---- the model -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The sizes of a batch: the real tokens of each of its windows, and how many all are padded to."""
+
+    lengths: tuple[int, ...]
+    padded_to: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Windows":
+        return cls(tuple(batch["attention_mask"].sum(1).tolist()), batch["input_ids"].shape[1])
 
 
 def kept_rows(length_config: LengthConfig, windows: Windows, packed: bool) -> list[np.ndarray]:

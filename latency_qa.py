@@ -10,10 +10,11 @@ import torch
 from arguments import Arguments
 from candidates import LengthConfig
 from errors import RunError
-from latency_model import LatencyModel, calibrate, measure_configs, serving_batches
+from latency_model import LatencyModel, calibrate
 from length_config import in_unit
 from loading import QuestionSet
 from results_qa import write_json
+from serving_latency import measure_configs, serving_batches
 from trainer_qa import QuestionAnsweringTrainer
 
 logger = logging.getLogger(__name__)

@@ -23,14 +23,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from candidate_store import CandidateStore
 from candidates import Candidate, LengthConfig, SearchError, finite, hypervolume, most_useful, pareto_frontier, thin
 from search_settings import SearchSettings
-from surrogate import smooth
+from surrogate import paired_difference, smooth
 
 logger = logging.getLogger(__name__)
 
 CONFIDENCE = 0.5  # standard errors of its paired difference by which a candidate is thought better than it looks
 NEGLIGIBLE = 0.02  # what may be lost of the hypervolume by not looking again at those who hardly add to it
 PATIENCE = 10.0  # seconds to wait for another process, besides five times the longest look
-PRIOR_QUESTIONS, PRIOR_DEVIATION = 8, 20.0  # a difference that a first look never saw is not impossible
 
 
 class RacingSearch(ABC):
@@ -251,28 +250,19 @@ class RacingSearch(ABC):
         whole = self.settings.looks[-1]
         return (np.arange(whole) + zlib.crc32(str(config).encode())) % whole
 
-    def _paired_difference(self, config: LengthConfig) -> tuple[float, float]:
-        """Mean difference to the full model on the questions that `config` was asked, and its standard error.
-
-        The error is that of a sample without replacement: nothing is left to chance once all questions were asked.
-        """
-        scores, whole = self._scores[config], self.settings.looks[-1]
-        seen = len(scores)
-        differences = scores - self._full_scores[self._order(config)[:seen]]
-        squares = ((differences - differences.mean()) ** 2).sum() + PRIOR_QUESTIONS * PRIOR_DEVIATION**2
-        error = math.sqrt(squares / (seen + PRIOR_QUESTIONS) / seen * (1 - seen / whole))
-        return float(differences.mean()), error
-
     def _estimate(self) -> None:
         """Take the scores of all candidates anew from all looks: means, where all questions were asked."""
         configs = list(self._scores)
         if len(self.settings.looks) == 1:
             means, deviations = [0.0] * len(configs), [0.0] * len(configs)
         else:
-            self._full_scores = self.by_question(self.full_config)
-            values, errors = np.array([self._paired_difference(config) for config in configs]).T
+            full = self.by_question(self.full_config)
+            asked = (
+                (self._scores[config], full[self._order(config)[: len(self._scores[config])]]) for config in configs
+            )
+            values, errors = np.array([paired_difference(*scores, whole=len(full)) for scores in asked]).T
             means, deviations = smooth(np.array(configs) / self.settings.max_length, values, errors)
-            means = means + self._full_scores.mean()
+            means = means + full.mean()
         for config, score, error in zip(configs, means, deviations):
             scores = self._scores[config]
             if len(scores) == self.settings.looks[-1]:  # exactly: the order of the questions must not break ties

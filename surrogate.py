@@ -1,4 +1,4 @@
-"""What the looks at all candidates together say of each: Gaussian-process regression over length configs.
+"""What the looks at all candidates together say of each: paired differences, and a Gaussian process over length configs.
 
 Similar configs score alike, so that a few questions asked of each of many candidates say as much as many questions asked
 of one (Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2006, algorithm 2.1, with the noise of each
@@ -6,6 +6,7 @@ observation known).
 """
 
 import itertools
+import math
 
 import numpy as np
 import torch
@@ -14,6 +15,19 @@ LENGTH_SCALES = (0.15, 0.3, 0.6)  # of configs whose lengths are fractions of th
 SIGNALS = (0.5, 1.5, 4.0)  # standard deviation of what the trend leaves, in points
 OWN = 0.5  # standard deviation of what a config has to itself, in points: neighbours never say all
 TREND = 30.0  # standard deviation of its coefficients, in points
+PRIOR_QUESTIONS, PRIOR_DEVIATION = 8, 20.0  # a difference that a first look never saw is not impossible
+
+
+def paired_difference(scores: np.ndarray, full_scores: np.ndarray, whole: int) -> tuple[float, float]:
+    """Mean of `scores` minus the full model's on the same questions (n), and its standard error, both in points.
+
+    The error is that of a sample of n of `whole` questions without replacement: nothing is left to chance once all were
+    asked.
+    """
+    seen, differences = len(scores), scores - full_scores
+    squares = ((differences - differences.mean()) ** 2).sum() + PRIOR_QUESTIONS * PRIOR_DEVIATION**2
+    error = math.sqrt(squares / (seen + PRIOR_QUESTIONS) / seen * (1 - seen / whole))
+    return float(differences.mean()), error
 
 
 def smooth(configs: np.ndarray, values: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

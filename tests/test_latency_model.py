@@ -20,14 +20,10 @@ from latency_model import (
     draw_configs,
     kept_rows,
     layer_terms,
-    measure_configs,
-    measure_turns,
     nonnegative_fit,
-    serving_batches,
-    spread,
-    without_drift,
 )
 from length_config import validate_length_config
+from serving_latency import measure_configs, measure_turns, serving_batches, spread, without_drift
 
 LAYERS, LENGTH = 4, 64
 PRICES = {"batches": 3.0, "projected rows": 0.02, "attended pairs": 1e-4, "attended pairs, scored": 2e-4}

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,8 +12,9 @@ from synthetic import FULL, World, small_race
 
 from candidate_store import CandidateStore
 from candidates import Candidate, hypervolume, pareto_frontier, thin
+from evolution import EvolutionarySearch
 from racing import GivenConfigs
-from search_settings import growing_looks
+from search_settings import SearchSettings, growing_looks
 
 SETTINGS = {"model": "world"}
 SMALL = {"questions": 200}
@@ -42,26 +42,21 @@ def test_looks_of_any_number_of_questions_stay_near_their_factor(questions):
 # ---- comparison with the full model --------------------------------------------------------------------------------
 
 
-def asked_five(differences):
-    """A search of 5 questions in which (64, 8, 8, 8) has these differences to the full model on those it was asked."""
-    search, config = small_race(World(questions=5), looks=(2, 5)), (64, 8, 8, 8)
-    search._full_scores = np.array([100.0, 80.0, 60.0, 40.0, 0.0])
-    order = search._order(config)[: len(differences)]
-    search._scores[config] = search._full_scores[order] + differences
-    return search._paired_difference(config)
+def test_scores_are_compared_with_those_of_the_full_model_on_the_same_questions():
+    easy = np.where(
+        np.random.default_rng(0).random(2000) < 0.5, 100.0, 20.0
+    )  # of 32 questions the mean is off by 7 points
 
+    def score(config, questions):
+        return easy[questions] - (sum(FULL) - sum(config)) / 20
 
-def test_the_paired_difference_is_the_mean_over_the_questions_that_were_asked():
-    assert asked_five([-10.0, -30.0])[0] == pytest.approx(-20.0)
-
-
-def test_the_standard_error_is_that_of_a_sample_without_replacement_with_prior_questions():
-    # Squares 10^2 + 10^2 and 8 prior questions of 20 points: (200 + 8 * 400) / 10, of 2 asked, 3 of 5 left to chance.
-    assert asked_five([-10.0, -30.0])[1] == pytest.approx(math.sqrt(340 / 2 * 3 / 5))
-
-
-def test_nothing_is_left_to_chance_once_all_questions_were_asked():
-    assert asked_five([-10.0, -30.0, 0.0, 5.0, 5.0]) == pytest.approx((-6.0, 0.0))
+    settings = SearchSettings(4, 64, iterations=0, population_size=20, looks=growing_looks(2000), confirmed=1)
+    search = EvolutionarySearch(sum, score, random.Random(0), settings, progress=False)
+    search.run()
+    estimated = [c for c in search.candidates if c.std_error]
+    assert len(estimated) > 10
+    for c in estimated:
+        assert c.score == pytest.approx(easy.mean() - (sum(FULL) - c.cost) / 20, abs=1.0)
 
 
 def test_the_full_model_is_asked_all_questions_although_a_loaded_candidate_holds_it():

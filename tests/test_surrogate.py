@@ -1,11 +1,12 @@
-"""The Gaussian process over length configs, against its formulas written out with numpy."""
+"""Paired differences by hand, and the Gaussian process over length configs against its formulas written out with numpy."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 
-from surrogate import LENGTH_SCALES, SIGNALS, TREND, smooth
+from surrogate import LENGTH_SCALES, SIGNALS, TREND, paired_difference, smooth
 
 POINTS = np.array([[1.0, 1.0, 1.0], [0.9, 0.8, 0.5], [0.9, 0.7, 0.5], [0.6, 0.5, 0.2], [0.5, 0.2, 0.1]])
 VALUES = np.array([0.0, -3.0, -2.5, -9.0, -25.0])
@@ -105,3 +106,22 @@ def test_a_far_config_hardly_counts_where_a_near_one_does():
     errors = np.full(10, 1.0)
     errors[0] = 3.0
     assert abs(influence(ladder, errors, 7, 0)) < 0.2 * influence(ladder, errors, 1, 0)
+
+
+def paired_of_five(differences):
+    """The paired difference of a config that was asked as many of 5 questions."""
+    full = np.array([100.0, 80.0, 60.0, 40.0, 0.0])[: len(differences)]
+    return paired_difference(full + differences, full, whole=5)
+
+
+def test_the_paired_difference_is_the_mean_over_the_questions_that_were_asked():
+    assert paired_of_five([-10.0, -30.0])[0] == pytest.approx(-20.0)
+
+
+def test_the_standard_error_is_that_of_a_sample_without_replacement_with_prior_questions():
+    # Squares 10^2 + 10^2 and 8 prior questions of 20 points: (200 + 8 * 400) / 10, of 2 asked, 3 of 5 left to chance.
+    assert paired_of_five([-10.0, -30.0])[1] == pytest.approx(math.sqrt(340 / 2 * 3 / 5))
+
+
+def test_nothing_is_left_to_chance_once_all_questions_were_asked():
+    assert paired_of_five([-10.0, -30.0, 0.0, 5.0, 5.0]) == pytest.approx((-6.0, 0.0))
