@@ -57,6 +57,23 @@ class DataArguments:
         default=None, metadata={"help": "Questions that --do_eval and the frontier of --do_search are scored on."}
     )
     test_file: str | None = field(default=None, metadata={"help": "Questions that --do_predict answers."})
+    question: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --do_predict: answer this one question on the passage --context, print the answer, and leave "
+            "nothing on the disk."
+        },
+    )
+    context: str | None = field(
+        default=None,
+        metadata={"help": "Text file with the passage that --question asks about; - reads standard input."},
+    )
+    print_json: bool = field(
+        default=False,
+        metadata={
+            "help": "With --question: print JSON, with the --n_best_size best answers and the length config's cost."
+        },
+    )
     overwrite_cache: bool = field(default=False, metadata={"help": "Read and tokenize the data anew."})
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
     max_seq_length: int = field(
@@ -171,7 +188,7 @@ class RunArguments(TrainingArguments):
     _argument_group_name = "training and evaluation (transformers.TrainingArguments)"
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for everything this run leaves (required)."}
+        default=None, metadata={"help": "Folder for everything this run leaves (required, but for a --question)."}
     )
     overwrite_output_dir: bool = field(
         default=False,
@@ -192,8 +209,7 @@ class RunArguments(TrainingArguments):
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
 
     def __post_init__(self):
-        if not self.output_dir:  # the Trainer would choose one itself
-            raise ValueError("--output_dir is required: the folder for everything this run leaves.")
+        folder = self.output_dir
         if not torch.accelerator.is_available():  # what the Trainer would do, but it refuses --bf16 if not told
             self.use_cpu, self.dataloader_pin_memory = True, False
         if self.metric_for_best_model is None and self.uses_a_metric():
@@ -202,6 +218,7 @@ class RunArguments(TrainingArguments):
             super().__post_init__()
         except (OSError, TypeError) as error:  # a file that is not there, a setting that there is not
             raise ValueError(f"--accelerator_config, --fsdp_config or --deepspeed cannot be used: {error}") from error
+        self.output_dir = folder  # the Trainer would choose one itself
         if self.lr_scheduler_type in METRIC_SCHEDULERS and self.greater_is_better:
             self.lr_scheduler_kwargs = _with_mode_max(self.lr_scheduler_kwargs)
 

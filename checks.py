@@ -30,6 +30,7 @@ PROBABILITIES = ("mutation_prob", "target_macs_ratio")  # (0, 1]
 def check(args: Arguments) -> None:
     """Raise ValueError, in one line that names the flags, for values or combinations that make no sense."""
     check_ranges(args)
+    check_question(args)
     check_stages(args)
     check_training(args)
     check_metric(args)
@@ -68,6 +69,34 @@ def check_ranges(args: Arguments) -> None:
     require(temperature > 0, f"--kl_temperature must be above 0, not {temperature}.")
     latency = args.length_adaptive.target_latency_ms
     require(latency is None or latency > 0, f"--target_latency_ms must be above 0, not {latency}.")
+
+
+def check_question(args: Arguments) -> None:
+    data, run = args.data, args.run
+    require(
+        run.output_dir or data.question is not None,
+        "--output_dir is required: the folder for everything this run leaves.",
+    )
+    if data.question is None:
+        for name in ("context", "print_json"):
+            require(not getattr(data, name), f"--{name} goes with --question: give that too.")
+        return
+    require(data.question.strip(), "--question is blank: ask something.")
+    require(
+        data.context is not None, "--question needs a passage: give --context FILE, or --context - for standard input."
+    )
+    require(run.do_predict, "--question is answered by --do_predict: add it.")
+    others = {
+        "do_train": run.do_train,
+        "do_eval": run.do_eval,
+        "do_search": args.search.do_search,
+        "test_file": data.test_file,
+    }
+    for name in (name for name, given in others.items() if given):
+        require(False, f"--question and --{name} exclude each other: a question is a command of its own.")
+    require(
+        run.world_size == 1, "--question is answered by one process: start it without torchrun or accelerate launch."
+    )
 
 
 def check_stages(args: Arguments) -> None:
@@ -227,7 +256,7 @@ def check_data(args: Arguments) -> None:
     stages = {
         "train": (args.trains or args.calibrates, "--do_train"),
         "validation": (run.do_eval or args.search.do_search, "--do_eval / --do_search"),
-        "test": (run.do_predict, "--do_predict"),
+        "test": (run.do_predict and data.question is None, "--do_predict"),
     }
     for split, (wanted, stage) in stages.items():
         require(
@@ -282,6 +311,8 @@ def parse_rates(text: str) -> list[float]:
 
 
 def check_output_dir(args: Arguments) -> None:
+    if args.run.output_dir is None:  # a question leaves nothing
+        return
     source, target = Path(args.model.model_name_or_path), Path(args.run.output_dir)
     require(
         not (source.is_dir() and source.resolve() == target.resolve()),

@@ -31,6 +31,8 @@ one example a stage:
                  --length_config_from output/search --max_f1_drop 1.0 --output_dir output/evaluation
   predict      python run_qa.py --model_name_or_path output/dynamic --test_file questions.json --do_predict \\
                  --length_config "(315, 251, 242, 159, 142, 33)" --output_dir output/answers
+  ask          python run_qa.py --model_name_or_path output/dynamic --do_predict --question "Who wrote it?" \\
+                 --context passage.txt
 All flags can also stand in a JSON file: python run_qa.py settings.json [flags that override it]
 """
 

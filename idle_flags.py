@@ -63,6 +63,8 @@ NEEDS = {
 }
 # Flags that do nothing together with another.
 OVERRIDDEN = {
+    "question": "accuracy_only dataset_config_name dataset_name max_predict_samples overwrite_cache "
+    "pad_to_max_length preprocessing_num_workers seed",
     "max_steps": "num_train_epochs",
     "length_adaptive": "torch_empty_cache_steps",
     "int8": "config_name",
@@ -86,6 +88,7 @@ def flags_without_effect(args: Arguments, given: set[str]) -> list[str]:
         rules.append((names, idle, f"without {' or '.join(f'--{flag}' for flag in needed)}"))
     rules += [(names, is_on(values, flag), f"with --{flag}") for flag, names in OVERRIDDEN.items()]
     rules += [
+        ("output_dir", args.data.question is not None and not args.quantization.int8, "with --question"),
         ("model_revision", is_local(args), "on a local folder"),
         ("token", is_local(args, True), "on local folders"),
     ]

@@ -5,7 +5,7 @@ import logging
 import random
 import sys
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -154,13 +154,12 @@ def open_int8(args: Arguments, folder: Path) -> Int8Model:
 
 def int8_folder(args: Arguments) -> Path:
     """The folder that --int8 means: the model's if it is one of an INT8 model, or else the output folder."""
-    folders = Path(args.model.model_name_or_path), Path(args.run.output_dir)
-    for folder in folders:
-        if (folder / RECIPE_FILE).is_file():
-            return folder
-    raise RunError(
-        f"--int8: neither {folders[0]} nor --output_dir {folders[1]} holds an INT8 model: make one by --tune."
-    )
+    model, output = args.model.model_name_or_path, args.run.output_dir
+    for folder in (model, output):
+        if folder and Path(folder, RECIPE_FILE).is_file():
+            return Path(folder)
+    also = f", nor does --output_dir {output}" if output else ""
+    raise RunError(f"--int8: --model_name_or_path {model} holds no INT8 model{also}: make one by --tune.")
 
 
 def weights_checksum(source: str) -> str | None:
@@ -276,8 +275,11 @@ def question_set(
         num_proc=data.preprocessing_num_workers,
         overwrite_cache=data.overwrite_cache,
     )
-    names = ("n_best_size", "max_answer_length", "version_2_with_negative", "null_score_diff_threshold")
-    return QuestionSet(examples, features, AnswerSettings(**{name: getattr(data, name) for name in names}))
+    return QuestionSet(examples, features, answer_settings(data))
+
+
+def answer_settings(data: DataArguments) -> AnswerSettings:
+    return AnswerSettings(**{item.name: getattr(data, item.name) for item in fields(AnswerSettings)})
 
 
 def make_trainer(

@@ -17,8 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from errors import RunError
 from int8_backends import open_int8
 from int8_folder import RECIPE_FILE
-from utils_qa import AnswerSettings, extract_answers
+from utils_qa import Answers, AnswerSettings, extract_answers
 from windows_qa import max_positions, prepare_validation_features
+
+BATCH = 32  # windows
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,28 @@ class Reader:
 
         DataError if the question is too long for a window or the context holds no token.
         """
+        best = self.answers(question, context, length_config).nbest["0"][0]
+        return Answer(best["text"], best["probability"], best["start"], best["end"])
+
+    def answers(
+        self,
+        question: str,
+        context: str,
+        length_config: tuple[float, ...] | None = None,
+        settings: AnswerSettings | None = None,
+    ) -> Answers:
+        """The same with the n best answers, of the question "0"; a passage of many windows takes several batches."""
         example = {"id": ["0"], "question": [question], "context": [context]}
         lengths = self.max_seq_length, self.doc_stride
         features = prepare_validation_features(example, self.tokenizer, self.input_names, *lengths)
+        batch, parts = self.batch(features), []
         with torch.inference_mode():
-            outputs = self.model(**self.batch(features), length_config=length_config)
-        logits = (outputs.start_logits.float().cpu().numpy(), outputs.end_logits.float().cpu().numpy())
-        best = extract_answers(example, features, logits, AnswerSettings()).nbest["0"][0]
-        return Answer(best["text"], best["probability"], best["start"], best["end"])
+            for first in range(0, len(features["input_ids"]), BATCH):
+                part = {name: rows[first : first + BATCH] for name, rows in batch.items()}
+                outputs = self.model(**part, length_config=length_config)
+                parts.append((outputs.start_logits.float().cpu(), outputs.end_logits.float().cpu()))
+        logits = tuple(torch.cat(part).numpy() for part in zip(*parts))
+        return extract_answers(example, features, logits, settings or AnswerSettings())
 
     def batch(self, features: dict[str, list]) -> dict[str, torch.Tensor]:
         """What the model is fed, padded to the longest window."""

@@ -25,6 +25,7 @@ from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 
 from arguments import Arguments
+from ask_qa import ask
 from candidates import SearchError
 from command_line import parse_args
 from errors import DataError, RunError
@@ -43,6 +44,7 @@ from trainer_qa import QuestionAnsweringTrainer
 logger = logging.getLogger("run_qa")
 OUR_MODULES = (
     "run_qa",
+    "ask_qa",
     "loading",
     "output_folder",
     "data_qa",
@@ -142,13 +144,16 @@ def describe_training(args: Arguments) -> str:
 def run(args: Arguments) -> None:
     """The stages asked for, in their fixed order."""
     set_seed(args.run.seed)
-    checkpoint = prepare_output_dir(args)
+    asks = args.data.question is not None
+    checkpoint = None if asks else prepare_output_dir(args)
     model, tokenizer = load_model(args)
     length_config = asked_length_config(args, model.config)  # a misfit is said before any work is done
     if args.quantization.int8:
         prepare_engines(args, model, length_config)
     elif not args.quantization.tune:
         prepare_attention(args, model, length_config)
+    if asks:
+        return ask(args, model, tokenizer, length_config)
     train_features, questions = load_data(args, tokenizer, model)
     begin_output_dir(args)
     validation = questions.get("validation")
@@ -192,7 +197,7 @@ def set_up_output(args: Arguments) -> None:
 
 def interruption(args: Arguments) -> str:
     """What Ctrl-C leaves, and what the same command does next."""
-    folder = Path(args.run.output_dir)
+    folder = Path(args.run.output_dir or "")
     checkpoint = last_checkpoint(folder) if args.run.do_train else None
     command = "the same command" + (" without --overwrite_output_dir" if args.run.overwrite_output_dir else "")
     if args.search.do_search and args.search.search_storage:
