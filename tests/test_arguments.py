@@ -329,7 +329,7 @@ def test_help_is_grouped_and_ends_with_an_example_of_each_stage(help_text):
 def test_the_examples_in_the_help_parse_without_a_warning(help_text, capsys):
     text = help_text[help_text.index("one example a stage") :].replace("\\\n", " ")
     commands = re.findall(r"python run_qa.py (--model.*)", text)
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         parse_args([token.strip('"') for token in re.findall(r'"[^"]*"|\S+', command)])
     assert capsys.readouterr().err == ""
@@ -417,7 +417,7 @@ def test_tuning_takes_the_native_backend_unless_the_float_parts_are_to_be_bf16(f
     assert parse_args(command).tuned_backend == taken
 
 
-TEXTS = "length_config length_ratios length_config_from measure_rate search_storage load_store_file dataset_name save_strategy"
+TEXTS = "length_config length_ratios length_config_from measure_rate search_storage load_store_file dataset_name"
 
 
 @pytest.mark.parametrize("name", TEXTS.split())
