@@ -11,6 +11,10 @@ Stages run in the order train, evaluate, search, predict (--tune, which quantize
 folders they write. `python run_qa.py --help` explains every flag.
 """
 
+import interruptions
+
+if __name__ == "__main__":  # the imports take seconds
+    interruptions.exit_at_once()
 import quiet_libraries  # noqa: F401  (before transformers)
 
 # isort: split
@@ -20,6 +24,7 @@ from pathlib import Path
 
 import datasets
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_model as load_weights
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
@@ -210,17 +215,24 @@ def interruption(args: Arguments) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, or after one line that says what is wrong 1, or 130 after Ctrl-C."""
+    """Run the command line; the exit status is 0, or after one line that says what is wrong 1, 130 (Ctrl-C), 143 (SIGTERM)."""
     args = parse_args(argv)
     set_up_output(args)
     try:
-        run(args)
+        with interruptions.as_exceptions():
+            run(args)
     except (DataError, LengthConfigError, PlotError, RunError, SearchError) as error:
         print(f"run_qa.py: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        problem = interruptions.storage_problem(error, Path(args.run.output_dir or ""))
+        if problem is None:
+            raise
+        print(f"run_qa.py: error: {problem}; {interruption(args)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
         print(f"\nrun_qa.py: interrupted; {interruption(args)}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, interruptions.Terminated) else 130
     return 0
 
 
