@@ -72,10 +72,13 @@ def test_a_disk_without_room_is_one_line_and_what_was_there_is_whole(dynamic, sq
 
 def test_sigterm_raises_in_this_process_and_not_in_a_forked_one():
     with as_exceptions(), pytest.raises(Terminated):
+        reads, writes = os.pipe()
         child = os.fork()
         if not child:
+            os.write(writes, b"!")  # Python forgets signals that came before
             time.sleep(30)
             os._exit(0)
+        os.read(reads, 1)
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
