@@ -12,8 +12,9 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, TrainerCallback, TrainingArguments
 
+from distillation import kl_divergence
 from modeling_la_bert import LABertForQuestionAnswering
-from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer, kl_divergence
+from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
 
 SETTINGS = LengthDropSettings(max_length=16, num_sandwich=2, length_drop_ratio_bound=0.3, layer_dropout_prob=0.4)
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
