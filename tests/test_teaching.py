@@ -171,9 +171,7 @@ def lesson(request):
 
 def test_gradient_accumulation_equals_the_same_global_batch(tmp_path, lesson):
     whole = make_trainer(tmp_path / "a", **lesson, per_device_train_batch_size=8)
-    pieces = make_trainer(
-        tmp_path / "b", **lesson, per_device_train_batch_size=2, gradient_accumulation_steps=4
-    )
+    pieces = make_trainer(tmp_path / "b", **lesson, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     for trainer in (whole, pieces):
         trainer.train()
     torch.testing.assert_close(weights(pieces.model), weights(whole.model), atol=2e-5, rtol=1e-4)
@@ -186,7 +184,9 @@ def test_resume_is_bit_exact_with_dropout_and_a_projection(tmp_path, lesson):
 
     def begin(folder, **more):
         torch.manual_seed(9)
-        return make_trainer(tmp_path / folder, teacher=make_teacher(**sizes), model=make_model(**dropout), **common, **more)
+        return make_trainer(
+            tmp_path / folder, teacher=make_teacher(**sizes), model=make_model(**dropout), **common, **more
+        )
 
     straight = begin("a")
     straight.train()
