@@ -87,4 +87,8 @@ def check_layer_losses(args: Arguments) -> None:
     )
     for name in ("torch_compile", "gradient_checkpointing"):
         require(not getattr(run, name), f"--{name} hides the layers that {flag} compares: drop one of them.")
+    require(
+        not run.ddp_find_unused_parameters,
+        f"--ddp_find_unused_parameters cannot be used with {flag}, which uses every weight: drop it.",
+    )
     require(run.n_gpu <= 1, f"{flag} needs a process a GPU: start it with torchrun or accelerate launch.")

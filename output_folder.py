@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # a run that continues in a folder must agree with the run that began there on these
 SAME_RUN = (
-    "model_name_or_path dataset_name train_file max_train_samples hold_out_samples hold_out_seed max_seq_length doc_stride attention_dropout "
+    "model_name_or_path config_name dataset_name train_file max_train_samples hold_out_samples hold_out_seed max_seq_length doc_stride attention_dropout "
     "hidden_dropout length_adaptive num_sandwich length_drop_ratio_bound layer_dropout_prob layer_dropout_bound "
     "kl_direction kl_temperature learning_rate per_device_train_batch_size gradient_accumulation_steps seed "
     "teacher_model_name_or_path pred_distill distillation_weight distillation_temperature state_loss_ratio "

@@ -125,7 +125,7 @@ def open_files(folder: Path, lengths: np.ndarray) -> list[np.ndarray]:
     for name, shape, kind in expected(lengths):
         try:
             array = np.load(folder / name, mmap_mode="r+")  # never a pickle
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise RunError(f"{folder / name} cannot be read ({error}): {REMEDY}") from error
         if (array.shape, array.dtype) != (shape, kind):
             raise RunError(f"{folder / name} does not hold what it should, {shape} numbers: {REMEDY}")

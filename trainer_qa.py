@@ -150,8 +150,10 @@ class DistillationTrainer(QuestionAnsweringTrainer):
     their weights. The model saved in the end is the plain student.
     """
 
-    def __init__(self, *args, teaching: Teaching, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, args, teaching: Teaching, **kwargs):
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # all are used, but the projection not by the model's own forward
+        super().__init__(args=args, **kwargs)
         self.teaching = teaching
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -98,7 +98,7 @@ def train_dynamic(source: str, student: Path, args: argparse.Namespace) -> list[
 
 def score_ratios(model: Path, folder: Path, args: argparse.Namespace) -> list[dict]:
     flags = ["--model_name_or_path", model, "--validation_file", args.validation_file, "--do_eval"]
-    return run_qa(folder, "measure_rate_results.json", [*flags, "--measure_rate", args.rates], args)["rates"]
+    return run_qa(folder, "measure_rate_results.json", [*flags, "--measure_rate", args.rates], args)["rows"]
 
 
 def table(header: list[str], rows: list[list[object]]) -> str:

@@ -253,19 +253,20 @@ def test_the_published_commands_are_in_the_step_scripts(tmp_path):
 def test_the_settings_of_dynamic_tinybert_are_in_the_distillation_script(tmp_path):
     recipe = "--dataset_name squad --do_train --do_eval --max_seq_length 384 --doc_stride 128"
     taught = f"{recipe} --teacher_model_name_or_path output/teacher --per_device_train_batch_size 16"
-    published = [
-        f"--model_name_or_path bert-base-uncased {recipe} --learning_rate 3e-5 --num_train_epochs 2 "
-        "--per_device_train_batch_size 8 --output_dir output/teacher",
-        f"--model_name_or_path huawei-noah/TinyBERT_General_6L_768D {taught} --state_loss_ratio 1.0 --att_loss_ratio 1.0 "
-        "--att_mse --learning_rate 5e-5 --num_train_epochs 20 --output_dir output/intermediate",
-        f"--model_name_or_path output/intermediate {taught} --pred_distill --learning_rate 3e-5 --num_train_epochs 10 "
-        "--output_dir output/student",
-        f"--model_name_or_path output/student {taught} --pred_distill --length_adaptive --num_sandwich 2 "
-        "--length_drop_ratio_bound 0.2 --layer_dropout_prob 0.2 --learning_rate 2e-5 --num_train_epochs 10 "
-        "--output_dir output/dynamic_student",
-    ]
+    published = {
+        "teacher": f"--model_name_or_path bert-base-uncased {recipe} --learning_rate 3e-5 --num_train_epochs 2 "
+        "--per_device_train_batch_size 8",
+        "intermediate": f"--model_name_or_path huawei-noah/TinyBERT_General_6L_768D {taught} --state_loss_ratio 1.0 "
+        "--att_loss_ratio 1.0 --att_mse --learning_rate 5e-5 --num_train_epochs 20",
+        "student": f"--model_name_or_path output/intermediate {taught} --pred_distill --learning_rate 3e-5 "
+        "--num_train_epochs 10",
+        "dynamic_student": f"--model_name_or_path output/student {taught} --pred_distill --length_adaptive "
+        "--num_sandwich 2 --length_drop_ratio_bound 0.2 --layer_dropout_prob 0.2 --learning_rate 2e-5 "
+        "--num_train_epochs 10",
+    }
     commands = printed_commands("distill.sh", tmp_path)
-    assert [sorted(command) for command in commands] == [sorted(shlex.split(text)) for text in published]
+    for command, (folder, text) in zip(commands, published.items(), strict=True):
+        assert sorted(command) == sorted(shlex.split(f"{text} --output_dir output/{folder}"))
 
 
 def test_finished_steps_are_skipped_with_a_line_that_says_so(tmp_path):
