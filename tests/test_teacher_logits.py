@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,6 +123,21 @@ def test_a_kill_in_the_middle_loses_only_the_block_it_interrupts(tmp_path, monke
     assert np.load(tmp_path / "logits/done.npy").tolist() == [1, 0, 0]
     sizes = asked(monkeypatch)
     assert np.array_equal(make_cache(tmp_path / "logits").logits, whole) and sum(sizes) == 6
+
+
+def test_processes_share_the_blocks_out(tmp_path, monkeypatch):
+    whole = make_cache(tmp_path / "whole").logits[:]
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    sizes, device = asked(monkeypatch), torch.device("cpu")
+    for rank, marks in ((1, [0, 1, 0]), (0, [1, 1, 1])):
+        run = SimpleNamespace(
+            process_index=rank, world_size=2, per_device_eval_batch_size=2, device=device, bf16=False
+        )
+        run.fp16, run.main_process_first = False, lambda desc: nullcontext()
+        teacher = Teacher(make_teacher(), NAMES, run)
+        found = cached_teacher(tmp_path / "logits", teacher, make_features(), collate, run)
+        assert np.load(tmp_path / "logits/done.npy").tolist() == marks
+    assert np.array_equal(found.logits, whole) and sum(sizes) == len(LENGTHS)
 
 
 def test_a_kill_before_the_files_are_complete_begins_anew(tmp_path):

@@ -197,15 +197,15 @@ def test_resume_is_bit_exact_with_dropout_and_a_projection(tmp_path, lesson):
     assert hasattr(resumed.model, "hidden_projection") == bool(lesson["settings"].get("state_loss_ratio"))
 
 
-def test_in_bf16_the_teacher_answers_in_bf16_and_the_losses_stay_finite(tmp_path, lesson):
-    trainer = make_trainer(tmp_path, **lesson, bf16=True)
-    exact = make_trainer(tmp_path, **lesson).teaching.targets(batch_of())
-    start, end = trainer.teaching.targets(batch_of())
-    assert start.dtype == torch.float32 and not torch.equal(start, exact[0])
-    torch.testing.assert_close((start, end), exact, atol=0.2, rtol=0.1)
-    trainer.train()
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert rows[-1]["loss"] < rows[0]["loss"] and weights(trainer.model).isfinite().all()
+def test_in_bf16_the_teacher_answers_in_bf16_and_the_losses_are_about_those_of_float32(tmp_path, lesson):
+    half, full = make_trainer(tmp_path, **lesson, bf16=True), make_trainer(tmp_path, **lesson)
+    rough, exact = (trainer.teaching.targets(batch_of())[0] for trainer in (half, full))
+    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+    losses = []
+    for trainer in (half, full):
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05) and weights(half.model).isfinite().all()
 
 
 WORKER = """

@@ -29,7 +29,7 @@ def make_model(**overrides):
         "num_attention_heads": 2,
         "intermediate_size": 32,
     }
-    return LABertForQuestionAnswering(BertConfig(**sizes, max_position_embeddings=16, **(NO_DROPOUT | overrides)))
+    return LABertForQuestionAnswering(BertConfig(max_position_embeddings=16, **(sizes | NO_DROPOUT | overrides)))
 
 
 def make_data(rows=16):
