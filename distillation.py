@@ -56,7 +56,7 @@ def span_divergence(student, teacher, direction: str, temperature: float, real: 
 def map_layers(student: int, teacher: int, given: Sequence[int] | None = None, last_only: bool = False) -> dict:
     """Which layer of the teacher each of the student's layers learns from, counted from 1; just the last if `last_only`.
 
-    Uniform: layer i of the student learns from layer i * m, where m is the ratio of the depths (section 3.2 of
+    Uniform: layer i of the student learns from layer i * m, where m is the ratio of the depths (section 3.1 of
     TinyBERT, https://arxiv.org/abs/1909.10351). RunError if the depths do not divide and no layers are given, or if
     those given do not fit.
     """

@@ -49,7 +49,7 @@ class DistillationArguments:
     att_mse: bool = field(default=False, metadata={"help": "Attentions by MSE instead of 1 - cosine."})
     att_target: Literal["probs", "scores"] = field(
         default="probs",
-        metadata={"help": "Compare attentions after the softmax (Dynamic-TinyBERT) or before it (TinyBERT)."},
+        metadata={"help": "Compare attentions after the softmax, or before it as TinyBERT does."},
     )
     relation_loss_ratio: float = field(
         default=0.0,

@@ -85,7 +85,7 @@ def check_layer_losses(args: Arguments) -> None:
         not args.distillation.cache_teacher_logits,
         f"--cache_teacher_logits keeps the teacher's predictions only, and {flag} compares layers: drop one of them.",
     )
-    for name in ("torch_compile", "gradient_checkpointing"):
+    for name in ("torch_compile", "activation_checkpointing"):
         require(not getattr(run, name), f"--{name} hides the layers that {flag} compares: drop one of them.")
     require(
         not run.ddp_find_unused_parameters,

@@ -124,12 +124,12 @@ def open_files(folder: Path, lengths: np.ndarray) -> list[np.ndarray]:
     opened = []
     for name, shape, kind in expected(lengths):
         try:
-            array = np.load(folder / name, mmap_mode="r+")  # never a pickle
+            array = np.load(folder / name, mmap_mode="r")  # never a pickle; "r+" would lengthen a file that is cut off
         except (OSError, EOFError, ValueError) as error:
             raise RunError(f"{folder / name} cannot be read ({error}): {REMEDY}") from error
         if (array.shape, array.dtype) != (shape, kind):
             raise RunError(f"{folder / name} does not hold what it should, {shape} numbers: {REMEDY}")
-        opened.append(array)
+        opened.append(np.load(folder / name, mmap_mode="r+"))
     return opened
 
 

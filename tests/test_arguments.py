@@ -226,8 +226,8 @@ REFUSED = [
         ["--torch_compile hides", "--relation_loss_ratio"],
     ),
     (
-        "--do_train --teacher_model_name_or_path t --state_loss_ratio 1 --gradient_checkpointing",
-        ["--gradient_checkpointing hides"],
+        "--do_train --teacher_model_name_or_path t --state_loss_ratio 1 --activation_checkpointing",
+        ["--activation_checkpointing hides"],
     ),
     ("--do_train --pred_distill --distillation_temperature 0", ["--distillation_temperature", "above 0"]),
     ("--do_train --pred_distill --distillation_weight 1.5", ["--distillation_weight", "[0, 1]"]),
