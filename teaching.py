@@ -96,33 +96,24 @@ class Teaching:
 
     def _layer_losses(self, ours: Representations, theirs: Representations, real: torch.Tensor) -> dict:
         """The sum over the compared layers of every loss that is asked for."""
-        settings, losses = self.settings, {}
-        if self.hidden:
-            losses["hidden"] = sum(
-                hidden_state_loss(
-                    project(self.student, ours.hidden[i]), theirs.hidden[j], real, settings.state_distill_cs
-                )
-                for i, j in self.hidden.items()
-            )
-        if self.attention:
-            heads = self.student.config.num_attention_heads
-            losses["attention"] = sum(
-                attention_loss(
-                    *(
-                        attention_scores(side["query"], side["key"], heads)
-                        for side in (ours.heads[i], theirs.heads[j])
-                    ),
-                    *(real, settings.att_target, settings.att_mse),
-                )
-                for i, j in self.attention.items()
-            )
-        if self.relation:
-            losses["relation"] = sum(
-                relation_loss(ours.heads[i][name], theirs.heads[j][name], real, self.relation_heads)
-                for i, j in self.relation.items()
-                for name in ("query", "key", "value")
-            )
-        return losses
+        losses = {
+            "hidden": [self._hidden(ours.hidden[i], theirs.hidden[j], real) for i, j in self.hidden.items()],
+            "attention": [self._attention(ours.heads[i], theirs.heads[j], real) for i, j in self.attention.items()],
+            "relation": [self._relation(ours.heads[i], theirs.heads[j], real) for i, j in self.relation.items()],
+        }
+        return {name: sum(terms) for name, terms in losses.items() if terms}
+
+    def _hidden(self, ours: torch.Tensor, theirs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        return hidden_state_loss(project(self.student, ours), theirs, real, self.settings.state_distill_cs)
+
+    def _attention(self, ours: dict, theirs: dict, real: torch.Tensor) -> torch.Tensor:
+        heads, settings = self.student.config.num_attention_heads, self.settings
+        scores = [attention_scores(side["query"], side["key"], heads) for side in (ours, theirs)]
+        return attention_loss(*scores, real, settings.att_target, settings.att_mse)
+
+    def _relation(self, ours: dict, theirs: dict, real: torch.Tensor) -> torch.Tensor:
+        names = ("query", "key", "value")
+        return sum(relation_loss(ours[name], theirs[name], real, self.relation_heads) for name in names)
 
 
 def student_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
