@@ -28,13 +28,16 @@ def make_reader(folder, family, tokenizer, seed=0, **sizes):
     return folder
 
 
-@pytest.fixture(scope="session", params=CLASSES)
-def readers(request, tmp_path_factory):
+def make_readers(family, tokenizer, folder):
     """(Folder of a wider, deeper teacher with more heads, folder of a student)."""
-    tokenizer, folder = request.getfixturevalue(f"{request.param}_tokenizer"), tmp_path_factory.mktemp(request.param)
     wide = {"hidden_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4}
-    teacher = make_reader(folder / "teacher", request.param, tokenizer, seed=1, **wide)
-    return teacher, make_reader(folder / "student", request.param, tokenizer)
+    teacher = make_reader(folder / "teacher", family, tokenizer, seed=1, **wide)
+    return teacher, make_reader(folder / "student", family, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def readers(bert_tokenizer, tmp_path_factory):
+    return make_readers("bert", bert_tokenizer, tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture
@@ -55,8 +58,9 @@ def losses(folder):
 LAYERS = ("--state_loss_ratio", 1, "--relation_loss_ratio", 1, "--relation_heads", 8)
 
 
-def test_intermediate_layers_then_prediction_then_length_drop(readers, distill, squad_v1_file, tmp_path):
-    teacher, student = readers
+@pytest.mark.parametrize("family", CLASSES)
+def test_intermediate_layers_then_prediction_then_length_drop(family, request, distill, squad_v1_file, tmp_path):
+    teacher, student = make_readers(family, request.getfixturevalue(f"{family}_tokenizer"), tmp_path)
     before = digest(teacher)
     succeed(*distill(teacher, student, *LAYERS, name="layers"))
     for row in losses(tmp_path / "layers"):
