@@ -39,9 +39,8 @@ from quantization import copy_int8
 from quantize_qa import tune
 from results_qa import write_results
 from search_qa import search
-from teacher import load_teacher
 from trainer_qa import QuestionAnsweringTrainer
-from trainers import make_trainer
+from trainers import make_teaching, make_trainer
 
 logger = logging.getLogger("run_qa")
 OUR_MODULES = (
@@ -166,13 +165,13 @@ def run(args: Arguments) -> None:
         prepare_engines(args, model, length_config)
     elif not args.quantization.tune:
         prepare_attention(args, model, length_config)
-    teacher = load_teacher(args, tokenizer) if args.is_taught else None
+    teaching = make_teaching(args, model, tokenizer)
     train_features, questions = load_data(args, tokenizer, model)
     begin_output_dir(args)
     validation = questions.get("validation")
     if args.quantization.tune:
         return tune(args, model, tokenizer, train_features, validation)
-    trainer = make_trainer(args, model, tokenizer, train_features, validation, teacher)
+    trainer = make_trainer(args, model, tokenizer, train_features, validation, teaching)
     if args.run.do_train:
         train(trainer, args, checkpoint)
     if args.run.do_eval and args.length_adaptive.measure_rate:

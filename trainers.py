@@ -8,10 +8,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from arguments import Arguments
 from features_qa import make_collator
 from loading import QuestionSet
-from teacher import Teacher
+from teacher import load_teacher
 from teacher_logits import cached_teacher, with_feature_index
 from teaching import Teaching
 from trainer_qa import DistillationTrainer, LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
+
+
+def make_teaching(args: Arguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Teaching | None:
+    """What `model` learns from the teacher, if there is one; RunError if the two do not fit together."""
+    return Teaching(args.distillation, load_teacher(args, tokenizer), model) if args.is_taught else None
 
 
 def make_trainer(
@@ -20,15 +25,14 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     train_features: Dataset | None,
     validation: QuestionSet | None,
-    teacher: Teacher | None = None,
+    teaching: Teaching | None = None,
 ) -> QuestionAnsweringTrainer:
-    """The trainer of the stages asked for; with `teacher` one whose `model` learns from it."""
+    """The trainer of the stages asked for; with `teaching` one whose `model` learns from the teacher."""
     collate = make_collator(tokenizer, args.data.pad_to_max_length, args.data.max_seq_length)
-    if teacher and args.distillation.cache_teacher_logits:
+    if teaching and args.distillation.cache_teacher_logits:
         folder = Path(args.distillation.teacher_logits_dir or Path(args.run.output_dir, "teacher_logits"))
-        teacher = cached_teacher(folder, teacher, train_features, collate, args.run)
+        teaching.teacher = cached_teacher(folder, teaching.teacher, train_features, collate, args.run)
         train_features = with_feature_index(train_features)
-    teaching = Teaching(args.distillation, teacher, model) if teacher else None
     common = {
         "model": model,
         "args": args.run,
