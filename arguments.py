@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
+from distillation_arguments import DistillationArguments
 from length_arguments import LengthAdaptiveArguments, SearchArguments
 
 METRIC_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")  # learning rates that follow a metric of the evaluation
@@ -240,6 +241,7 @@ class Arguments:
 
     model: ModelArguments
     data: DataArguments
+    distillation: DistillationArguments
     length_adaptive: LengthAdaptiveArguments
     search: SearchArguments
     quantization: QuantizationArguments
@@ -249,6 +251,11 @@ class Arguments:
     def trains(self) -> bool:
         """Whether weights change; with --tune, --do_train only names the examples to calibrate on."""
         return self.run.do_train and not self.quantization.tune
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher helps in training."""
+        return self.trains and bool(self.distillation.teacher_model_name_or_path)
 
     @property
     def searches_training(self) -> bool:

@@ -10,18 +10,21 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from arguments import Arguments
+from distillation_checks import check_distillation, require
 from length_config import LengthConfigError, parse_length_config, parse_length_ratios
 
 LENGTH_CONFIGS = ("length_config", "length_ratios", "length_config_from")
+READ = ("model_name_or_path", "config_name", "tokenizer_name", "teacher_model_name_or_path", "load_store_file")
 BUDGETS = ("max_f1_drop", "target_macs", "target_macs_ratio", "target_latency_ms")
 
 AT_LEAST = {
     8: "max_seq_length",
     1: "doc_stride gradient_accumulation_steps max_answer_length max_eval_samples max_predict_samples "
     "max_train_samples n_best_size num_calibration_samples per_device_eval_batch_size per_device_train_batch_size "
-    "preprocessing_num_workers search_max_candidates search_max_macs search_rescore search_samples target_macs",
-    0: "crossover_size data_seed evo_iter hold_out_samples hold_out_seed layer_dropout_bound learning_rate max_f1_drop "
-    "mutation_size num_sandwich num_train_epochs perf_tol population_size search_min_macs seed weight_decay",
+    "preprocessing_num_workers relation_heads search_max_candidates search_max_macs search_rescore search_samples target_macs",
+    0: "att_loss_ratio crossover_size data_seed evo_iter hold_out_samples hold_out_seed layer_dropout_bound learning_rate max_f1_drop "
+    "mutation_size num_sandwich num_train_epochs perf_tol population_size relation_loss_ratio search_min_macs seed "
+    "state_loss_ratio weight_decay",
 }
 FRACTIONS = ("length_drop_ratio_bound", "layer_dropout_prob", "attention_dropout", "hidden_dropout")  # [0, 1)
 PROBABILITIES = ("mutation_prob", "target_macs_ratio")  # (0, 1]
@@ -33,6 +36,7 @@ def check(args: Arguments) -> None:
     check_question(args)
     check_stages(args)
     check_training(args)
+    check_distillation(args)
     check_metric(args)
     check_optimizer(args)
     check_search(args)
@@ -42,14 +46,9 @@ def check(args: Arguments) -> None:
     check_output_dir(args)
 
 
-def require(condition: object, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def given_values(args: Arguments) -> dict[str, object]:
     """The value of every flag, whatever its group."""
-    groups = (args.model, args.data, args.length_adaptive, args.search, args.quantization, args.run)
+    groups = (args.model, args.data, args.distillation, args.length_adaptive, args.search, args.quantization, args.run)
     return {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
 
 
@@ -320,7 +319,7 @@ def check_output_dir(args: Arguments) -> None:
     )
     require(not target.exists() or target.is_dir(), f"--output_dir {target} is a file: name a folder.")
     values = given_values(args)
-    for name in ("model_name_or_path", "config_name", "tokenizer_name", "load_store_file", "length_config_from"):
+    for name in (*READ, "length_config_from"):
         inside = values[name] and target.resolve() in (
             Path(values[name]).resolve(),
             *Path(values[name]).resolve().parents,

@@ -10,6 +10,7 @@ from transformers import HfArgumentParser
 
 from arguments import Arguments, DataArguments, ModelArguments, QuantizationArguments, RunArguments
 from checks import check
+from distillation_arguments import DistillationArguments
 from idle_flags import flags_without_effect
 from length_arguments import LengthAdaptiveArguments, SearchArguments
 
@@ -18,6 +19,9 @@ one example a stage:
   fine-tune    python run_qa.py --model_name_or_path nreimers/MiniLMv2-L6-H384-distilled-from-RoBERTa-Large \\
                  --dataset_name squad --do_train --do_eval --learning_rate 3e-5 --num_train_epochs 2 \\
                  --output_dir output/finetuning
+  distill      python run_qa.py --model_name_or_path output/finetuning --student_layers 3 --pred_distill \\
+                 --teacher_model_name_or_path output/finetuning --dataset_name squad --do_train --do_eval \\
+                 --learning_rate 3e-5 --num_train_epochs 10 --output_dir output/student
   LengthDrop   python run_qa.py --model_name_or_path output/finetuning --dataset_name squad --do_train --do_eval \\
                  --length_adaptive --layer_dropout_prob 0.2 --learning_rate 3e-5 --num_train_epochs 5 \\
                  --output_dir output/dynamic
@@ -49,6 +53,8 @@ RENAMED = {
     "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
     "per_gpu_train_batch_size": "--per_device_train_batch_size",
     "predict_file": "--validation_file (with --do_eval) or --test_file (with --do_predict)",
+    "teacher_model_or_path": "--teacher_model_name_or_path",
+    "teacher_model_type": "nothing: the teacher's config.json says it",
     "threads": "--preprocessing_num_workers",
     "use_auth_token": "--token",
     "warmup_ratio": "--warmup_steps with a number below 1",
@@ -111,14 +117,14 @@ class QaArgumentParser(HfArgumentParser):
 
 def build_parser() -> QaArgumentParser:
     groups = [
-        *(ModelArguments, DataArguments, LengthAdaptiveArguments),
+        *(ModelArguments, DataArguments, DistillationArguments, LengthAdaptiveArguments),
         *(SearchArguments, QuantizationArguments, RunArguments),
     ]
     return QaArgumentParser(
         groups,
         prog="run_qa.py",
         usage="run_qa.py [SETTINGS.json] --model_name_or_path MODEL --output_dir FOLDER --do_STAGE ... [flags]",
-        description="Fine-tune, LengthDrop, search, quantize and evaluate a length-adaptive question-answering reader.",
+        description="Fine-tune, distill, LengthDrop, search, quantize and evaluate a length-adaptive question-answering reader.",
         epilog=EPILOG,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from arguments import Arguments, RunArguments
 from checks import BUDGETS, given_values
+from distillation_arguments import LAYER_LOSSES
 
 # Inherited from TrainingArguments, and about losses or metrics that question answering does not have.
 UNUSED = (
@@ -12,7 +13,9 @@ UNUSED = (
     "prediction_loss_only use_cache"
 )
 TRAINING_ONLY = (
-    "activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2 adam_epsilon attention_dropout "
+    "activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2 adam_epsilon att_loss_ratio "
+    "attention_dropout cache_teacher_logits from_scratch pred_distill relation_loss_ratio state_loss_ratio student_layers "
+    "teacher_model_name_or_path "
     "auto_find_batch_size average_tokens_across_devices data_seed ddp_broadcast_buffers ddp_bucket_cap_mb "
     "ddp_find_unused_parameters ddp_static_graph enable_jit_checkpoint eval_delay eval_on_start eval_steps eval_strategy "
     "gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better "
@@ -28,7 +31,15 @@ TRAINING_ONLY = (
 NEEDS = {
     ("do_train",): TRAINING_ONLY,
     ("length_adaptive",): "kl_direction kl_temperature layer_dropout_bound layer_dropout_prob length_drop_ratio_bound "
-    "num_sandwich",
+    "length_drop_teacher num_sandwich",
+    ("pred_distill",): "distillation_temperature",
+    ("pred_distill", *LAYER_LOSSES): "distillation_weight",
+    ("state_loss_ratio",): "state_distill_cs",
+    ("att_loss_ratio",): "att_mse att_target",
+    ("state_loss_ratio", "att_loss_ratio"): "partial_reps",
+    ("relation_loss_ratio",): "relation_heads",
+    LAYER_LOSSES: "teacher_layers",
+    ("cache_teacher_logits",): "teacher_logits_dir",
     ("do_search",): "crossover_size evo_iter load_store_file mutation_prob mutation_size population_size "
     "search_floor_ratio search_max_candidates search_max_macs search_min_macs search_objective search_protocol "
     "search_rescore search_samples search_split search_storage search_strategy",
@@ -108,7 +119,7 @@ def is_on(values: dict[str, object], flag: str) -> bool:
 def is_local(args: Arguments, with_data: bool = False) -> bool:
     """Whether the model, and the data too, come from this machine."""
     sources = [args.model.model_name_or_path, args.model.config_name, args.model.tokenizer_name]
-    sources += [args.data.dataset_name] if with_data else []
+    sources += [args.data.dataset_name, args.distillation.teacher_model_name_or_path] if with_data else []
     return all(source is None or Path(source).exists() for source in sources)
 
 

@@ -1,4 +1,4 @@
-"""What a run needs before its first stage: model, questions and trainer."""
+"""What a run needs before its first stage: model and questions."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from arguments import Arguments, DataArguments
 from data_qa import load_splits
 from errors import RunError
-from features_qa import featurize, make_collator
+from features_qa import featurize
 from hold_out import split_training
 from int8_backends import backend_class
 from int8_backends import open_int8 as open_int8_folder
@@ -27,7 +27,7 @@ from int8_folder import RECIPE_FILE, sha256
 from modeling_la_auto import MODEL_CLASSES
 from quantization import stored_config
 from squad_metric import score_answers
-from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
+from student import chosen_layers, keep_layers
 from utils_qa import AnswerExtractor, Answers, AnswerSettings
 from windows_qa import max_positions
 
@@ -90,10 +90,13 @@ def source_of(args: Arguments, flag: str) -> tuple[str, str]:
 
 def load(args: Arguments, loader: type, flag: str, **kwargs):
     """`loader.from_pretrained` of what the flag names, or else of the model; RunError names the flag."""
-    flag, source = source_of(args, flag)
-    hub = {"cache_dir": args.model.cache_dir, "revision": args.model.model_revision, "token": args.model.token}
+    return load_from(args, loader, *source_of(args, flag), revision=args.model.model_revision, **kwargs)
+
+
+def load_from(args: Arguments, loader: type, flag: str, source: str, **kwargs):
+    """`loader.from_pretrained` of `source`, which the flag names; RunError says so."""
     try:
-        return loader.from_pretrained(source, **hub, **kwargs)
+        return loader.from_pretrained(source, cache_dir=args.model.cache_dir, token=args.model.token, **kwargs)
     except LIBRARY_ERRORS as error:
         where = "" if Path(source).is_dir() else "there is no such folder, and from the hub: "
         # a configuration's error names the field in its first line and the value in its second
@@ -117,11 +120,25 @@ def load_model(args: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     adapt_config(args, config)
     tokenizer = load(args, AutoTokenizer, "tokenizer_name")
     check_tokenizer(args, tokenizer, config)
+    return build_model(args, config), tokenizer
+
+
+def build_model(args: Arguments, config: PretrainedConfig) -> PreTrainedModel:
+    """The model with its own weights or, where it is trained, what the command line makes of them."""
+    model_class = MODEL_CLASSES[config.model_type]
+    if args.trains and args.distillation.from_scratch:
+        model = model_class(config)
+        model.has_new_head = True
+        return model
     facts = {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    model, report = load(args, MODEL_CLASSES[config.model_type], "model_name_or_path", **facts)
+    model, report = load(args, model_class, "model_name_or_path", **facts)
     check_weights(args, report["missing_keys"])
+    if args.trains and args.distillation.student_layers:
+        layers = chosen_layers(args.distillation.student_layers, config.num_hidden_layers)
+        logger.info("the student is made of the layers %s of %s", layers, args.model.model_name_or_path)
+        model = keep_layers(model, layers)
     model.has_new_head = bool(report["missing_keys"])
-    return model, tokenizer
+    return model
 
 
 def load_int8_model(args: Arguments) -> tuple[Int8Model, PreTrainedTokenizerBase]:
@@ -280,35 +297,3 @@ def question_set(
 
 def answer_settings(data: DataArguments) -> AnswerSettings:
     return AnswerSettings(**{item.name: getattr(data, item.name) for item in fields(AnswerSettings)})
-
-
-def make_trainer(
-    args: Arguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train_features: Dataset | None,
-    validation: QuestionSet | None,
-) -> QuestionAnsweringTrainer:
-    adaptive = args.length_adaptive
-    common = {
-        "model": model,
-        "args": args.run,
-        "train_dataset": train_features,
-        "eval_dataset": validation.features if validation else None,  # the Trainer asks for one if it evaluates
-        "processing_class": tokenizer,
-        "data_collator": make_collator(tokenizer, args.data.pad_to_max_length, args.data.max_seq_length),
-        "questions": validation,
-    }
-    if not adaptive.length_adaptive:
-        return QuestionAnsweringTrainer(**common)
-    settings = LengthDropSettings(
-        max_length=args.data.max_seq_length,
-        num_sandwich=adaptive.num_sandwich,
-        length_drop_ratio_bound=adaptive.length_drop_ratio_bound,
-        layer_dropout_prob=adaptive.layer_dropout_prob,
-        layer_dropout_bound=adaptive.layer_dropout_bound,
-        kl_direction=adaptive.kl_direction,
-        kl_temperature=adaptive.kl_temperature,
-        length_unit=adaptive.length_unit,
-    )
-    return LengthDropTrainer(**common, length_drop=settings)

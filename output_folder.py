@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from arguments import Arguments, DataArguments
+from distillation_arguments import DistillationArguments
 from errors import RunError
 from int8_folder import RECIPE_FILE
 from results_qa import write_json
@@ -15,9 +16,12 @@ logger = logging.getLogger(__name__)
 
 # a run that continues in a folder must agree with the run that began there on these
 SAME_RUN = (
-    "model_name_or_path dataset_name train_file max_train_samples hold_out_samples hold_out_seed max_seq_length doc_stride attention_dropout "
+    "model_name_or_path config_name dataset_name train_file max_train_samples hold_out_samples hold_out_seed max_seq_length doc_stride attention_dropout "
     "hidden_dropout length_adaptive num_sandwich length_drop_ratio_bound layer_dropout_prob layer_dropout_bound "
-    "kl_direction kl_temperature learning_rate per_device_train_batch_size gradient_accumulation_steps seed"
+    "kl_direction kl_temperature learning_rate per_device_train_batch_size gradient_accumulation_steps seed "
+    "teacher_model_name_or_path pred_distill distillation_weight distillation_temperature state_loss_ratio "
+    "state_distill_cs att_loss_ratio att_mse att_target relation_loss_ratio relation_heads partial_reps teacher_layers "
+    "student_layers from_scratch length_drop_teacher"
 )
 # what earlier stages found for weights that training has changed since
 SCORES = ("eval_*", "predict_*", "search_results.json", "*_rate_results.json", "benchmark_*.json", "all_results.json")
@@ -75,8 +79,8 @@ OTHER_FILES = ("latency_model.json", "run_args.json", "trainer_state.json")
 
 def clear_output_dir(folder: Path) -> None:
     """Remove what an earlier run of ours left that the new one would mix with; other files stay."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    for left in (*folder.glob("checkpoint-*"), *folder.glob("teacher_logits")):
+        shutil.rmtree(left)
     for pattern in ("*_results.json", "*_predictions.json", "*_store.jsonl", *OTHER_FILES):
         for file in folder.glob(pattern):
             file.unlink()
@@ -146,13 +150,14 @@ def check_same_run(args: Arguments, checkpoint: str | None) -> None:
         raise RunError(f"--output_dir {folder} holds another run than --resume_from_checkpoint: {remedy}")
     begun, now = json.loads(record.read_text()), run_settings(args)
     # a run that was begun before there was such a flag had what is its default now
-    differing = [f"--{name}" for name in now if begun.get(name, getattr(DataArguments, name, None)) != now[name]]
+    defaults = vars(DataArguments) | vars(DistillationArguments)
+    differing = [f"--{name}" for name in now if begun.get(name, defaults.get(name)) != now[name]]
     if differing:
         raise RunError(f"--output_dir {folder} was begun with another {', '.join(differing)}: {remedy}")
 
 
 def run_settings(args: Arguments) -> dict:
     """The settings that a continued run must share with the run that began."""
-    groups = (args.model, args.data, args.length_adaptive, args.run)
+    groups = (args.model, args.data, args.distillation, args.length_adaptive, args.run)
     values = {name: value for group in groups for name, value in vars(group).items()}
     return {name: values[name] for name in SAME_RUN.split()}

@@ -16,13 +16,14 @@ from errors import RunError
 from evaluate_qa import cost_facts, full_config, report, without_timing
 from features_qa import make_collator
 from int8_folder import RECIPE_FILE
-from loading import QuestionSet, make_trainer, open_int8, weights_checksum
+from loading import QuestionSet, open_int8, weights_checksum
 from model_card import write_model_card
 from output_folder import forget_scores
 from quantization import Recipe, quantize, recipes, save_int8
 from results_qa import how_made, write_json
 from sensitivity import layer_sensitivity, sensitivity_table
 from trainer_qa import QuestionAnsweringTrainer
+from trainers import make_trainer
 from utils_qa import Answers
 
 logger = logging.getLogger(__name__)

@@ -57,6 +57,7 @@ def how_made(args: "Arguments") -> dict[str, dict]:
     run_settings = {
         "model_name_or_path": args.model.model_name_or_path,
         **{name: value for name, value in ({"dataset_name": data.dataset_name} | files).items() if value},
+        **({"teacher_model_name_or_path": args.distillation.teacher_model_name_or_path} if args.is_taught else {}),
         "max_seq_length": data.max_seq_length,
         "doc_stride": data.doc_stride,
         "per_device_eval_batch_size": run.per_device_eval_batch_size,

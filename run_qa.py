@@ -33,10 +33,11 @@ from arguments import Arguments
 from ask_qa import ask
 from candidates import SearchError
 from command_line import parse_args
+from distillation_checks import learned
 from errors import DataError, RunError
 from evaluate_qa import asked_length_config, evaluate, measure_rates, predict, prepare_attention, prepare_engines
 from length_config import LengthConfigError, in_unit
-from loading import QuestionSet, load_data, load_model, make_trainer
+from loading import QuestionSet, load_data, load_model
 from model_card import write_model_card
 from output_folder import begin_output_dir, forget_scores, last_checkpoint, prepare_output_dir, trainer_state
 from plots import PlotError, plot_loss_curve
@@ -45,6 +46,7 @@ from quantize_qa import tune
 from results_qa import write_results
 from search_qa import search
 from trainer_qa import QuestionAnsweringTrainer
+from trainers import make_teaching, make_trainer
 
 logger = logging.getLogger("run_qa")
 OUR_MODULES = (
@@ -66,6 +68,7 @@ OUR_MODULES = (
     "racing",
     "search_qa",
     "shared_store",
+    "teacher_logits",
     "utils_qa",
 )
 OF_A_LENGTH_CONFIG = ("macs", "macs_ratio", "score", "f1_drop", "latency_ms")  # in config.json
@@ -143,7 +146,20 @@ def describe_training(args: Arguments) -> str:
         searched = getattr(data, f"{split}_file") or data.dataset_name
         return f"the base model's own; length configs searched on {split} questions of {searched}"
     how = "with LengthDrop" if args.length_adaptive.length_adaptive else "at full length only (no LengthDrop)"
-    return f"{data.train_file or data.dataset_name}, {how}"
+    return f"{data.train_file or data.dataset_name}, {how}" + describe_distillation(args)
+
+
+def describe_distillation(args: Arguments) -> str:
+    """What the student began as and learned from its teacher, to be added to the words about its training."""
+    distillation, began = args.distillation, ""
+    if distillation.from_scratch:
+        began = ", from random weights"
+    elif distillation.student_layers:
+        began = f", from the base model's layers {distillation.student_layers}"
+    if not args.is_taught:
+        return began
+    lessons = ", ".join(flag.removeprefix("--") for flag in learned(args))
+    return f"{began}, distilled from {distillation.teacher_model_name_or_path} ({lessons})"
 
 
 def run(args: Arguments) -> None:
@@ -159,12 +175,13 @@ def run(args: Arguments) -> None:
         prepare_attention(args, model, length_config)
     if asks:
         return ask(args, model, tokenizer, length_config)
+    teaching = make_teaching(args, model, tokenizer)
     train_features, questions = load_data(args, tokenizer, model)
     begin_output_dir(args)
     validation = questions.get("validation")
     if args.quantization.tune:
         return tune(args, model, tokenizer, train_features, validation)
-    trainer = make_trainer(args, model, tokenizer, train_features, validation)
+    trainer = make_trainer(args, model, tokenizer, train_features, validation, teaching)
     if args.run.do_train:
         train(trainer, args, checkpoint)
     if args.run.do_eval and args.length_adaptive.measure_rate:

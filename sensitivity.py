@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from distillation import kl_divergence
 from int8_modules import Int8Linear, replace_modules
-from trainer_qa import kl_divergence
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Trainers for question answering: evaluation at any length config, and the LengthDrop training step."""
+"""Trainers for question answering: evaluation at any length config, distillation, and the LengthDrop training step."""
 
 import random
 import time
@@ -14,7 +14,10 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
+from distillation import kl_divergence, span_divergence
 from length_config import constant_ratio_config, in_unit, sample_layer_config, sample_length_config
+from representations import drop_projection
+from teaching import FEATURE_INDEX, Teaching, student_inputs
 
 LengthConfig = tuple[float, ...]
 Logits = tuple[np.ndarray, np.ndarray]
@@ -38,7 +41,7 @@ class QuestionAnsweringTrainer(Trainer):
     """Modifications: evaluation turns span logits into answers and scores them, at a length config of choice.
 
     `questions` is what evaluation during training uses: an object with `features`, `extractor(logits) -> answers` and
-    `score(answers) -> dict`.
+    `score(answers) -> dict`. Parts of the loss that a training step notes are logged beside it as `loss_...`, undivided.
     """
 
     loss_is_scaled_for_ga = False  # the heads' losses are means over the batch, whatever kwargs forward() takes
@@ -46,6 +49,24 @@ class QuestionAnsweringTrainer(Trainer):
     def __init__(self, *args, questions=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.questions = questions
+        self._loss_parts: dict[str, list[torch.Tensor]] = {}
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if FEATURE_INDEX not in self._signature_columns:  # the teacher's, if its logits come from a file
+            self._signature_columns.append(FEATURE_INDEX)
+
+    def note_loss(self, part: str, loss: torch.Tensor) -> None:
+        """Keep a part of the loss until the next log."""
+        self._loss_parts.setdefault(part, []).append(loss.detach())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            for part, losses in self._loss_parts.items():
+                mean = self.accelerator.gather(torch.stack(losses).mean())
+                logs[f"loss_{part}"] = round(mean.mean().item(), 4)
+            self._loss_parts.clear()
+        super().log(logs, start_time)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler | None:
         # --train_sampling_strategy group_by_length would shuffle the evaluation windows too, and their answers with them.
@@ -86,7 +107,10 @@ class QuestionAnsweringTrainer(Trainer):
 
 @dataclass(frozen=True)
 class LengthDropSettings:
-    """How sub-models are drawn and taught; `max_length` is the sequence length in tokens that ratios refer to."""
+    """How sub-models are drawn and taught; `max_length` is the sequence length in tokens that ratios refer to.
+
+    `teacher` is what sub-models learn from: the full model ("self"), another one, or both.
+    """
 
     max_length: int
     num_sandwich: int = 2
@@ -96,6 +120,7 @@ class LengthDropSettings:
     kl_direction: Literal["sub_full", "full_sub"] = "sub_full"
     kl_temperature: float = 1.0
     length_unit: Literal["tokens", "ratio"] = "tokens"
+    teacher: Literal["self", "teacher", "both"] = "self"
 
     def draw_submodels(self, rng: random.Random, num_layers: int) -> list[dict[str, LengthConfig]]:
         """The smallest sub-model (constant ratio at the bound) and `num_sandwich` random ones, as forward arguments."""
@@ -118,19 +143,31 @@ class LengthDropSettings:
         return submodels
 
 
-def kl_divergence(
-    sub_logits: torch.Tensor, full_logits: torch.Tensor, direction: str = "sub_full", temperature: float = 1.0
-) -> torch.Tensor:
-    """Mean over the batch of the KL divergence between span distributions (B, S), times temperature squared.
+class DistillationTrainer(QuestionAnsweringTrainer):
+    """Modifications: the loss is what `teaching` makes of the task loss and the differences from a teacher.
 
-    "sub_full" is KL(sub || full), what the published checkpoints of LAT and QuaLA-MiniLM were trained with (their code
-    hands the sub-model's probabilities to KLDivLoss as the target); "full_sub" is KL(full || sub), the usual
-    distillation loss. The full model's logits are a target: no gradient reaches them.
+    Logs `loss_task`, `loss_prediction`, `loss_hidden`, `loss_attention` and `loss_relation`, those that there are, without
+    their weights. The model saved in the end is the plain student.
     """
-    sub = (sub_logits.float() / temperature).log_softmax(-1)
-    full = (full_logits.detach().float() / temperature).log_softmax(-1)
-    p, q = (sub, full) if direction == "sub_full" else (full, sub)
-    return (p.exp() * (p - q)).sum(-1).mean() * temperature**2
+
+    def __init__(self, *, args, teaching: Teaching, **kwargs):
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # all are used, but the projection not by the model's own forward
+        super().__init__(args=args, **kwargs)
+        self.teaching = teaching
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The weighted sum of the parts, means over the batch."""
+        parts, outputs = self.teaching.losses(model, inputs)
+        for name, loss in parts.items():
+            self.note_loss(name, loss)
+        loss = self.teaching.total(parts)
+        return (loss, outputs) if return_outputs else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not _internal_call:  # which checkpoints are
+            drop_projection(self.model)
+        super().save_model(output_dir, _internal_call)
 
 
 class LengthDropTrainer(QuestionAnsweringTrainer):
@@ -139,13 +176,13 @@ class LengthDropTrainer(QuestionAnsweringTrainer):
     One pass of the full model on the task loss, one of the smallest sub-model and `num_sandwich` of random ones on
     the KL divergence from the full model's detached distributions; each loss is divided by the number of passes and
     back-propagated on its own, so that the memory is that of one pass. Logs `loss_full`, `loss_smallest` and
-    `loss_random`, undivided.
+    `loss_random`, undivided. With `teaching` the full model may learn the teacher's predictions too, and sub-models
+    learn from the teacher instead of the full model, or from both: the mean of the two divergences.
     """
 
-    def __init__(self, *args, length_drop: LengthDropSettings, **kwargs):
+    def __init__(self, *args, length_drop: LengthDropSettings, teaching: Teaching | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.length_drop = length_drop
-        self._loss_parts: dict[str, list[torch.Tensor]] = {}
+        self.length_drop, self.teaching = length_drop, teaching
         if self.args.ddp_find_unused_parameters is None and self._drops_layers():
             self.args.ddp_find_unused_parameters = True  # a layer that is dropped gets no gradient in that pass
 
@@ -162,37 +199,44 @@ class LengthDropTrainer(QuestionAnsweringTrainer):
         """Accumulate the gradients of one sandwich; returns the detached sum of the scaled losses."""
         model.train()
         inputs = self._prepare_inputs(inputs)
+        targets = self.teaching.targets(inputs) if self.teaching else None
+        inputs, real = student_inputs(inputs), inputs["attention_mask"].bool()
         full_lengths = (self.length_drop.max_length,) * self.model.config.num_hidden_layers
         submodels = self._submodels()
         passes = len(submodels) + 1
         with self.accelerator.no_sync(model), self.compute_loss_context_manager():
             full = model(**inputs, length_config=full_lengths)
-            total = self._backward("full", full["loss"], passes)
+            total = self._backward("full", self._full_loss(full, targets, real), passes)
         features = {name: value for name, value in inputs.items() if name not in ("start_positions", "end_positions")}
         for index, submodel in enumerate(submodels):
             # Ranks exchange gradients once a step: in the last pass.
             sync = nullcontext() if index == len(submodels) - 1 else self.accelerator.no_sync(model)
             with sync, self.compute_loss_context_manager():
-                loss = self._distillation_loss(model(**features, **submodel), full)
+                loss = self._distillation_loss(model(**features, **submodel), full, targets, real)
                 total = total + self._backward("random" if index else "smallest", loss, passes)
         return total
 
-    def _distillation_loss(self, sub, full) -> torch.Tensor:
+    def _full_loss(self, full, targets, real: torch.Tensor) -> torch.Tensor:
+        """The task loss, or what the teacher makes of it."""
+        if not (self.teaching and self.teaching.settings.pred_distill):
+            return full["loss"]
+        parts = {"task": full["loss"].mean(), "prediction": self.teaching.prediction_loss(full, targets, real)}
+        for name, loss in parts.items():
+            self.note_loss(name, loss)
+        return self.teaching.total(parts)
+
+    def _distillation_loss(self, sub, full, targets, real: torch.Tensor) -> torch.Tensor:
         settings = (self.length_drop.kl_direction, self.length_drop.kl_temperature)
-        losses = [kl_divergence(sub[key], full[key], *settings) for key in ("start_logits", "end_logits")]
-        return sum(losses) / 2
+        keys, losses = ("start_logits", "end_logits"), []
+        if self.length_drop.teacher in ("self", "both"):  # over the padding too, as published
+            losses += [sum(kl_divergence(sub[key], full[key], *settings) for key in keys) / 2]
+        if self.length_drop.teacher in ("teacher", "both"):
+            losses += [span_divergence([sub[key] for key in keys], targets, *settings, real)]
+        return sum(losses) / len(losses)
 
     def _backward(self, part: str, loss: torch.Tensor, passes: int) -> torch.Tensor:
         loss = loss.mean()  # one value per device under DataParallel
-        self._loss_parts.setdefault(part, []).append(loss.detach())
+        self.note_loss(part, loss)
         scaled = loss / (passes * self.current_gradient_accumulation_steps)
         self.accelerator.backward(scaled)
         return scaled.detach()
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            for part, losses in self._loss_parts.items():
-                mean = self.accelerator.gather(torch.stack(losses).mean())
-                logs[f"loss_{part}"] = round(mean.mean().item(), 4)
-            self._loss_parts.clear()
-        super().log(logs, start_time)

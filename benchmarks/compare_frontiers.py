@@ -23,9 +23,10 @@ from errors import DataError, RunError
 from evaluate_qa import prepare_attention, prepare_engines
 from frontier_qa import read_rows
 from latency_qa import EngineLatency
-from loading import load_data, load_model, make_trainer
+from loading import load_data, load_model
 from results_qa import environment, write_json
 from search_plots import plot_frontiers
+from trainers import make_trainer
 
 DROPS = (0.5, 1.0, 2.0, 3.0, 5.0)
 

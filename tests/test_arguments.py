@@ -9,10 +9,11 @@ import run_qa
 from arguments import DataArguments, ModelArguments, RunArguments
 from checks import parse_rates
 from command_line import RENAMED, build_parser, parse_args
+from distillation_arguments import DistillationArguments
 from length_arguments import LengthAdaptiveArguments, SearchArguments
 
 ROOT = Path(__file__).parents[1]
-OURS = (ModelArguments, DataArguments, LengthAdaptiveArguments, SearchArguments)
+OURS = (ModelArguments, DataArguments, DistillationArguments, LengthAdaptiveArguments, SearchArguments)
 OF_RUN = ("output_dir", "overwrite_output_dir", "accuracy_only", "benchmark", "logging_steps", "disable_tqdm")
 BASE = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "out"]
 PUBLISHED = {
@@ -207,6 +208,37 @@ REFUSED = [
     ('--do_train --lr_scheduler_kwargs {"a":1}', ["--lr_scheduler_kwargs", "'a'"]),
     ("--do_train --use_liger_kernel", ["--use_liger_kernel"]),
     ("--do_eval --torch_compile_backend nope", ["--torch_compile_backend nope", "inductor"]),
+    ("--do_train --pred_distill", ["--pred_distill needs a teacher", "--teacher_model_name_or_path"]),
+    ("--do_train --state_loss_ratio 1 --att_loss_ratio 1", ["--state_loss_ratio and --att_loss_ratio need a teacher"]),
+    ("--do_train --length_adaptive --length_drop_teacher both", ["--length_drop_teacher both needs a teacher"]),
+    ("--do_train --cache_teacher_logits", ["--cache_teacher_logits needs a teacher"]),
+    ("--do_train --teacher_model_name_or_path t", ["t has nothing to teach", "--pred_distill"]),
+    (
+        "--do_train --teacher_model_name_or_path t --state_loss_ratio 1 --cache_teacher_logits",
+        ["--cache_teacher_logits", "--state_loss_ratio compares layers"],
+    ),
+    (
+        "--do_train --teacher_model_name_or_path t --att_loss_ratio 1 --length_adaptive",
+        ["--att_loss_ratio and --length_adaptive exclude"],
+    ),
+    (
+        "--do_train --teacher_model_name_or_path t --relation_loss_ratio 1 --torch_compile",
+        ["--torch_compile hides", "--relation_loss_ratio"],
+    ),
+    (
+        "--do_train --teacher_model_name_or_path t --state_loss_ratio 1 --activation_checkpointing",
+        ["--activation_checkpointing hides"],
+    ),
+    ("--do_train --pred_distill --distillation_temperature 0", ["--distillation_temperature", "above 0"]),
+    ("--do_train --pred_distill --distillation_weight 1.5", ["--distillation_weight", "[0, 1]"]),
+    ("--do_train --pred_distill --distillation_weight 0", ["--distillation_weight 0", "--pred_distill nothing"]),
+    ("--do_train --state_loss_ratio -1", ["--state_loss_ratio", "at least 0"]),
+    ("--do_train --relation_heads 0", ["--relation_heads", "at least 1"]),
+    ("--do_train --att_target logits", ["--att_target", "logits"]),
+    ("--do_train --teacher_layers 2,x", ["--teacher_layers '2,x'", "2,4,6"]),
+    ("--do_train --teacher_layers 0,1", ["--teacher_layers '0,1'", "counted from 1"]),
+    ("--do_train --student_layers 2;4", ["--student_layers '2;4'", "2,4,6"]),
+    ("--do_train --student_layers 3 --from_scratch", ["--from_scratch and --student_layers exclude"]),
     ("--do_tr --do_eval", ["--do_tr", "did you mean --do_train"]),
     ("--do_eval --max_seq_len 64", ["--max_seq_len;", "did you mean --max_seq_length"]),
     ("--do_eval --measure_rate 0.1 0.2", ["'0.2'", "quote"]),
@@ -239,7 +271,11 @@ def test_a_search_by_any_objective_may_be_chosen_from_by_latency():
 
 
 @pytest.mark.parametrize(
-    "flag", ["--model_name_or_path", "--config_name", "--tokenizer_name", "--load_store_file", "--length_config_from"]
+    "flag",
+    [
+        *("--model_name_or_path", "--config_name", "--tokenizer_name", "--load_store_file", "--length_config_from"),
+        "--teacher_model_name_or_path",
+    ],
 )
 def test_overwriting_may_not_clear_what_the_run_reads(flag, capsys):
     given = [*BASE, "--do_eval", "--do_search", "--max_f1_drop", "1", "--output_dir", "out", flag, "out/part"]
@@ -258,6 +294,20 @@ def test_the_folder_of_the_model_is_no_output_folder(capsys):
     Path("model").mkdir()
     flags = ["--model_name_or_path", "model", "--dataset_name", "d", "--do_eval", "--output_dir", "model/../model/"]
     assert "--output_dir" in refusal(capsys, flags)
+
+
+def test_the_folder_of_the_teacher_is_no_output_folder(capsys):
+    Path("out").mkdir()
+    flags = [*BASE, "--do_train", "--teacher_model_name_or_path", "./out", "--pred_distill"]
+    assert "the folder of --teacher_model_name_or_path" in refusal(capsys, flags)
+
+
+def test_a_list_of_layers_in_a_json_file_is_one_value():
+    settings = {"student_layers": [1, 3], "teacher_layers": [2, 4], "do_train": True}
+    settings |= {"teacher_model_name_or_path": "t", "state_loss_ratio": 1}
+    Path("settings.json").write_text(json.dumps(settings))
+    distillation = parse_args(["settings.json", *BASE]).distillation
+    assert (distillation.student_layers, distillation.teacher_layers) == ("[1, 3]", "[2, 4]")
 
 
 def test_a_file_is_no_output_folder(capsys):
@@ -319,11 +369,13 @@ def test_help_exits_0(capsys):
 
 
 def test_help_is_grouped_and_ends_with_an_example_of_each_stage(help_text):
-    groups = ["model:", "data:", "length-adaptive:", "search:", "training and evaluation"]
+    groups = ["model:", "data:", "distillation:", "length-adaptive:", "search:", "training and evaluation"]
     places = [help_text.index(f"\n{group}") for group in groups]
     assert places == sorted(places)
     examples = help_text[help_text.index("one example a stage") :]
-    assert all(f"\n  {stage}" in examples for stage in ("fine-tune", "LengthDrop", "search", "evaluate", "predict"))
+    assert all(
+        f"\n  {stage}" in examples for stage in ("fine-tune", "distill", "LengthDrop", "search", "evaluate", "predict")
+    )
 
 
 def test_the_examples_in_the_help_parse_without_a_warning(help_text, capsys):
@@ -346,7 +398,8 @@ def test_every_flag_of_ours_has_help_and_shows_its_default(help_text):
 
 
 def test_every_flag_of_ours_is_used_outside_the_command_line():
-    command_line = ("arguments.py", "length_arguments.py", "checks.py", "command_line.py", "idle_flags.py")
+    command_line = ["arguments.py", "length_arguments.py", "checks.py", "command_line.py", "idle_flags.py"]
+    command_line += ["distillation_arguments.py", "distillation_checks.py"]
     modules = [path for path in ROOT.glob("*.py") if path.name not in command_line]
     code = "\n".join(path.read_text(encoding="utf-8") for path in modules)
     names = [field.name for group in OURS for field in dataclasses.fields(group)]
@@ -417,7 +470,7 @@ def test_tuning_takes_the_native_backend_unless_the_float_parts_are_to_be_bf16(f
     assert parse_args(command).tuned_backend == taken
 
 
-TEXTS = "length_config length_ratios length_config_from measure_rate search_storage load_store_file dataset_name"
+TEXTS = "student_layers teacher_layers teacher_model_name_or_path length_config length_ratios length_config_from measure_rate search_storage load_store_file dataset_name"
 
 
 @pytest.mark.parametrize("name", TEXTS.split())

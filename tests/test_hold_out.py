@@ -75,12 +75,12 @@ def trained_on(monkeypatch):
     """The texts of the questions on whose windows each run trained."""
     seen, make = [], run_qa.make_trainer
 
-    def spy(args, model, tokenizer, train_features, validation):
+    def spy(args, model, tokenizer, train_features, *others):
         if train_features:
             starts = [row.index(tokenizer.sep_token_id) for row in train_features["input_ids"]]
             rows = zip(train_features["input_ids"], starts)
             seen.append({tokenizer.decode(row[1:end]) for row, end in rows})
-        return make(args, model, tokenizer, train_features, validation)
+        return make(args, model, tokenizer, train_features, *others)
 
     monkeypatch.setattr(run_qa, "make_trainer", spy)
     return seen

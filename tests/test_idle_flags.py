@@ -8,6 +8,7 @@ from command_line import build_parser, parse_args
 from idle_flags import NEEDS, OVERRIDDEN, TRAINING_ONLY, UNUSED
 
 BASE = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "out"]
+TAUGHT = "--teacher_model_name_or_path t"
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,9 @@ def empty_working_directory(tmp_path, monkeypatch):
 
 
 EXAMPLE_VALUES = {
+    "att_target": "scores",
     "calibration_method": "kl",
+    "length_drop_teacher": "teacher",
     "quantization_backend": "native",
     "quantization_approach": "dynamic",  # where neither 1 nor the flag alone would do
     "dataset_config_name": "plain",
@@ -97,6 +100,13 @@ def test_a_flag_without_effect_in_the_chosen_stages_is_warned_about(name, stage,
         ("--run_name first", "without --report_to"),
         ("--max_steps 10 --num_train_epochs 2", "with --max_steps"),
         ("--length_adaptive --torch_empty_cache_steps 2", "with --length_adaptive"),
+        ("--att_mse", "without --att_loss_ratio"),
+        ("--student_layers 3 --distillation_weight 0.5", "without --pred_distill or --state_loss_ratio"),
+        (f"{TAUGHT} --state_loss_ratio 1 --distillation_temperature 2", "without --pred_distill"),
+        (f"{TAUGHT} --pred_distill --teacher_layers 1,2", "without --state_loss_ratio or --att_loss_ratio or"),
+        (f"{TAUGHT} --relation_loss_ratio 1 --partial_reps", "without --state_loss_ratio or --att_loss_ratio"),
+        (f"{TAUGHT} --pred_distill --length_drop_teacher both", "without --length_adaptive"),
+        (f"{TAUGHT} --pred_distill --teacher_logits_dir l", "without --cache_teacher_logits"),
         ("--model_name_or_path . --model_revision v1", "on a local folder"),
         ("--model_name_or_path . --dataset_name . --token secret", "on local folders"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from command_line import EPILOG, parse_args
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+DISTILLATION = (Path(__file__).parent.parent / "docs/distillation.md").read_text(encoding="utf-8")
 
 
 def commands(text):
@@ -25,7 +26,7 @@ def test_the_published_commands_are_among_them():
     assert len(commands(EPILOG)) == 8
 
 
-@pytest.mark.parametrize("command", commands(README) + commands(EPILOG), ids=" ".join)
+@pytest.mark.parametrize("command", commands(README) + commands(DISTILLATION) + commands(EPILOG), ids=" ".join)
 def test_a_shown_command_parses_without_a_warning(command, capsys):
     parse_args(command)
     assert capsys.readouterr().err == ""

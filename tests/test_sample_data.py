@@ -211,6 +211,8 @@ def printed_commands(script: str, folder: Path, *flags: str, **variables: str) -
         ),
         ("test_ipex.sh", {"VENV": ".venv"}, 0),
         ("test_ipex.sh", {"VENV": ".venv", "MODEL": "some/reader", "LENGTH_CONFIG": "(9, 8)"}, 2),
+        ("distill.sh", {}, 4),
+        ("distill.sh", {"TEACHER": "a", "STUDENT": "b", "TRAIN_FILE": "t.json", "VALIDATION_FILE": "v.json"}, 4),
         ("reproduce.sh", {}, 7),
         ("reproduce.sh", {"FORCE": "1"}, 7),
         ("quickstart.sh", {"MODEL": "some/encoder"}, 7),
@@ -246,6 +248,25 @@ def test_the_published_commands_are_in_the_step_scripts(tmp_path):
     for script, text in published.items():
         (command,) = printed_commands(script, tmp_path / script)
         assert sorted(command) == sorted(shlex.split(text)), script
+
+
+def test_the_settings_of_dynamic_tinybert_are_in_the_distillation_script(tmp_path):
+    recipe = "--dataset_name squad --do_train --do_eval --max_seq_length 384 --doc_stride 128"
+    taught = f"{recipe} --teacher_model_name_or_path output/teacher --per_device_train_batch_size 16"
+    published = {
+        "teacher": f"--model_name_or_path bert-base-uncased {recipe} --learning_rate 3e-5 --num_train_epochs 2 "
+        "--per_device_train_batch_size 8",
+        "intermediate": f"--model_name_or_path huawei-noah/TinyBERT_General_6L_768D {taught} --state_loss_ratio 1.0 "
+        "--att_loss_ratio 1.0 --att_mse --learning_rate 5e-5 --num_train_epochs 20",
+        "student": f"--model_name_or_path output/intermediate {taught} --pred_distill --learning_rate 3e-5 "
+        "--num_train_epochs 10",
+        "dynamic_student": f"--model_name_or_path output/student {taught} --pred_distill --length_adaptive "
+        "--num_sandwich 2 --length_drop_ratio_bound 0.2 --layer_dropout_prob 0.2 --learning_rate 2e-5 "
+        "--num_train_epochs 10",
+    }
+    commands = printed_commands("distill.sh", tmp_path)
+    for command, (folder, text) in zip(commands, published.items(), strict=True):
+        assert sorted(command) == sorted(shlex.split(f"{text} --output_dir output/{folder}"))
 
 
 def test_finished_steps_are_skipped_with_a_line_that_says_so(tmp_path):

@@ -12,8 +12,9 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, TrainerCallback, TrainingArguments
 
+from distillation import kl_divergence
 from modeling_la_bert import LABertForQuestionAnswering
-from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer, kl_divergence
+from trainer_qa import LengthDropSettings, LengthDropTrainer, QuestionAnsweringTrainer
 
 SETTINGS = LengthDropSettings(max_length=16, num_sandwich=2, length_drop_ratio_bound=0.3, layer_dropout_prob=0.4)
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -28,7 +29,7 @@ def make_model(**overrides):
         "num_attention_heads": 2,
         "intermediate_size": 32,
     }
-    return LABertForQuestionAnswering(BertConfig(**sizes, max_position_embeddings=16, **(NO_DROPOUT | overrides)))
+    return LABertForQuestionAnswering(BertConfig(max_position_embeddings=16, **(sizes | NO_DROPOUT | overrides)))
 
 
 def make_data(rows=16):
