@@ -289,7 +289,8 @@ def check_output_dir(args: Arguments) -> None:
     )
     require(not target.exists() or target.is_dir(), f"--output_dir {target} is a file: name a folder.")
     values = given_values(args)
-    for name in ("model_name_or_path", "config_name", "tokenizer_name", "load_store_file", "length_config_from"):
+    read = ("model_name_or_path", "config_name", "tokenizer_name", "load_store_file")
+    for name in (*read, "length_config_from", "quantization_aware"):
         inside = values[name] and target.resolve() in (
             Path(values[name]).resolve(),
             *Path(values[name]).resolve().parents,

@@ -4,9 +4,9 @@ import hashlib
 import logging
 import random
 import sys
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -128,9 +128,8 @@ def load_int8_model(args: Arguments) -> tuple[Int8Model, PreTrainedTokenizerBase
     """The model of an INT8 folder and the tokenizer; RunError if it was made from another model."""
     folder, source = int8_folder(args), args.model.model_name_or_path
     model = open_int8(args, folder)
-    made_from, holds = model.recipe.get("source", {}), weights_checksum(source)
-    same = holds == made_from.get("sha256") and (holds or source == made_from.get("model_name_or_path"))
-    if folder != Path(source) and not same:
+    made_from = model.recipe.get("source", {})
+    if folder != Path(source) and not holds_the_weights(source, made_from):
         raise RunError(
             f"the INT8 model in --output_dir {folder} was made from {made_from.get('model_name_or_path')}, not from the "
             f"weights that --model_name_or_path {source} holds now: --tune again, or name the INT8 folder as the model."
@@ -161,6 +160,13 @@ def int8_folder(args: Arguments) -> Path:
     raise RunError(
         f"--int8: neither {folders[0]} nor --output_dir {folders[1]} holds an INT8 model: make one by --tune."
     )
+
+
+def holds_the_weights(source: str, made_from: dict) -> bool:
+    """Whether `source` holds the weights that an INT8 model was `made_from`, as its recipe says."""
+    checksum = weights_checksum(source)
+    same_name = source == made_from.get("model_name_or_path")
+    return checksum == made_from.get("sha256") and (checksum is not None or same_name)
 
 
 def weights_checksum(source: str) -> str | None:
@@ -286,8 +292,9 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     train_features: Dataset | None,
     validation: QuestionSet | None,
+    make: Callable[..., QuestionAnsweringTrainer] | None = None,
 ) -> QuestionAnsweringTrainer:
-    adaptive = args.length_adaptive
+    """A trainer with what all have in common; `make` is its class, None the one that the command line asks for."""
     common = {
         "model": model,
         "args": args.run,
@@ -297,9 +304,19 @@ def make_trainer(
         "data_collator": make_collator(tokenizer, args.data.pad_to_max_length, args.data.max_seq_length),
         "questions": validation,
     }
-    if not adaptive.length_adaptive:
-        return QuestionAnsweringTrainer(**common)
-    settings = LengthDropSettings(
+    if make is None:
+        adaptive = args.length_adaptive.length_adaptive
+        make = (
+            partial(LengthDropTrainer, length_drop=length_drop_settings(args))
+            if adaptive
+            else QuestionAnsweringTrainer
+        )
+    return make(**common)
+
+
+def length_drop_settings(args: Arguments) -> LengthDropSettings:
+    adaptive = args.length_adaptive
+    return LengthDropSettings(
         max_length=args.data.max_seq_length,
         num_sandwich=adaptive.num_sandwich,
         length_drop_ratio_bound=adaptive.length_drop_ratio_bound,
@@ -309,4 +326,3 @@ def make_trainer(
         kl_temperature=adaptive.kl_temperature,
         length_unit=adaptive.length_unit,
     )
-    return LengthDropTrainer(**common, length_drop=settings)
