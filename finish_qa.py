@@ -107,7 +107,7 @@ def check_int8_source(args: Arguments, length_config: LengthConfig | None) -> No
             f"--quantization_aware {folder} was made for --max_seq_length {recipe['max_seq_length']}, not {length}."
         )
     in_fractions = args.length_adaptive.length_adaptive and args.length_adaptive.length_unit == "ratio"
-    if backend != "native" and (in_fractions or is_fractional(length_config or ())):
+    if backend != "native" and (in_fractions or (length_config and is_fractional(length_config))):
         raise RunError(
             f"--quantization_aware {folder}: the backend {backend} knows length configs in tokens, not in fractions of the "
             "real length: --tune with --quantization_backend native for those."
