@@ -158,6 +158,15 @@ def test_under_autocast_the_integers_are_the_same(pair, half, monkeypatch):
         assert all(torch.equal(one, other) for one, other in zip(found, expected))
 
 
+@pytest.mark.parametrize("low, high", [(-1.0, 1.3), (-0.37, 2.9), (-4.1, 0.0), (-3.3, 7.7), (-0.013, 0.029)])
+def test_between_two_bytes_the_choice_is_the_int8_modules(low, high):
+    linear = nn.Linear(1, 1)
+    int8 = Int8Linear.from_float(linear, (low, high))
+    halves = (torch.arange(-60, 60) + 0.5).double() * int8.input_scale
+    x = torch.cat([halves.float().nextafter(torch.tensor(side)) for side in (-9.0, 9.0)] + [halves.float()])[:, None]
+    assert torch.equal(FakeQuantizedLinear(linear, int8, 8)(x), int8(x))
+
+
 # ---- gradients -----------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,10 @@ def empty_working_directory(tmp_path, monkeypatch):
             "--length_adaptive and --length_config exclude each other with --quantization_aware",
         ),
         ("--do_train --output_dir int8", "--output_dir int8 is the folder of --quantization_aware"),
-        ("--do_train --output_dir . --overwrite_output_dir", "--quantization_aware int8 lies in --output_dir ."),
+        (
+            "--do_train --quantization_aware q/int8 --output_dir q --overwrite_output_dir",
+            "--quantization_aware q/int8 lies in --output_dir q",
+        ),
         ("--do_train --quantization_aware=", "--quantization_aware is empty"),
     ],
 )

@@ -43,11 +43,14 @@ def make_batch(rows=4):
 
 
 def uneven_model():
-    """Its quantization hurts: one channel of every LayerNorm is far larger than the others."""
-    model = make_model(initializer_range=0.3)
+    """Its quantization hurts: of every normed vector one channel is a hundredth, and its weights a hundred times as large."""
+    model = make_model(initializer_range=0.2)
+    readers = ("query.weight", "key.weight", "value.weight", "intermediate.dense.weight", "qa_outputs.weight")
     for name, parameter in model.named_parameters():
-        if name.endswith("LayerNorm.weight"):
-            parameter.data[3] *= 60
+        if "LayerNorm" in name:
+            parameter.data[5] /= 100
+        elif name.endswith(readers):
+            parameter.data[:, 5] *= 100
     return model
 
 
@@ -134,7 +137,7 @@ def test_some_steps_win_back_what_quantization_has_lost(tmp_path, recipe):
 
     before = divergence()
     trainer.train()
-    assert before > 1e-3 and divergence() < before / 2
+    assert before > 0.02 and divergence() < before / 3
 
 
 def test_resume_is_bit_exact(tmp_path):
