@@ -166,6 +166,15 @@ class QuantizationArguments:
             "is the folder of one. With --bf16 what is not INT8 is computed in bf16."
         },
     )
+    quantization_aware: str | None = field(
+        default=None,
+        metadata={
+            "help": "INT8 folder that --tune made of the model: train (needs --do_train) with the rounding of its recipe, and "
+            "its ranges, to predict what the float model does, and leave an INT8 folder. At full length, at --length_config "
+            "or, with --length_adaptive, at LengthDrop's sub-models. Without dropout, unless --hidden_dropout or "
+            "--attention_dropout is given."
+        },
+    )
     sensitivity: bool = field(
         default=False,
         metadata={

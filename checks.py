@@ -319,7 +319,7 @@ def check_output_dir(args: Arguments) -> None:
     )
     require(not target.exists() or target.is_dir(), f"--output_dir {target} is a file: name a folder.")
     values = given_values(args)
-    for name in (*READ, "length_config_from"):
+    for name in (*READ, "length_config_from", "quantization_aware"):
         inside = values[name] and target.resolve() in (
             Path(values[name]).resolve(),
             *Path(values[name]).resolve().parents,

@@ -30,8 +30,9 @@ TRAINING_ONLY = (
 # Flags that do something only together with (one of) others, or with a value of theirs.
 NEEDS = {
     ("do_train",): TRAINING_ONLY,
-    ("length_adaptive",): "kl_direction kl_temperature layer_dropout_bound layer_dropout_prob length_drop_ratio_bound "
-    "length_drop_teacher num_sandwich",
+    ("length_adaptive",): "layer_dropout_bound layer_dropout_prob length_drop_ratio_bound length_drop_teacher "
+    "num_sandwich",
+    ("length_adaptive", "quantization_aware"): "kl_direction kl_temperature",
     ("pred_distill",): "distillation_temperature",
     ("pred_distill", *LAYER_LOSSES): "distillation_weight",
     ("state_loss_ratio",): "state_distill_cs",
@@ -49,12 +50,12 @@ NEEDS = {
     ("hold_out_samples", "search_split train"): "hold_out_seed",
     ("tune",): "calibration_method is_relative metric_name num_calibration_samples perf_tol quantization_approach "
     "quantize_embeddings sensitivity",
-    ("tune", "int8"): "quantization_backend",
+    ("tune", "int8", "quantization_aware"): "quantization_backend",
     ("tune", "do_eval", "do_search", "do_predict"): "engine_cache_dir",
     ("do_train", "do_search", "tune"): "full_determinism overwrite_output_dir seed",
     ("do_eval", "do_search"): "max_eval_samples validation_file",
     ("do_predict",): "max_predict_samples test_file",
-    ("do_eval", "do_predict"): "length_config length_ratios length_config_from",
+    ("do_eval", "do_predict", "quantization_aware"): "length_config length_ratios length_config_from",
     ("length_adaptive", "do_search", "measure_rate"): "length_unit",
     ("do_eval", "do_search", "do_predict"): "eval_accumulation_steps max_answer_length n_best_size "
     "null_score_diff_threshold per_device_eval_batch_size version_2_with_negative",
@@ -78,6 +79,7 @@ OVERRIDDEN = {
     "pad_to_max_length preprocessing_num_workers seed",
     "max_steps": "num_train_epochs",
     "length_adaptive": "torch_empty_cache_steps",
+    "quantization_aware": "torch_empty_cache_steps",
     "int8": "config_name",
     "quantization_approach dynamic": "calibration_method do_train max_train_samples num_calibration_samples "
     "sensitivity train_file",

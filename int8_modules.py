@@ -79,12 +79,19 @@ class Int8Linear(nn.Module):
                 self.through_bytes(x, self.input_scale, self.input_zero_point), weight, self.bias
             )
         # Every token is stretched to [-1, 1], for which one fixed range serves; the product is shrunk again.
-        largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-6)
+        largest = self.largest(x)
         product = nn.functional.linear(self.through_bytes(x / largest, 1 / 127, 128), weight)
         return torch.addcmul(self.bias, product, largest)
 
+    def largest(self, x: torch.Tensor) -> torch.Tensor:
+        """The largest magnitude (..., 1) of every token."""
+        return x.abs().amax(-1, keepdim=True).clamp(min=1e-6)
+
     def float_weight(self) -> torch.Tensor:
-        return ops.dequantize_per_channel(self.weight, self.weight_scale, self.weight_zero_point, 0, *SIGNED)
+        return self.dequantize(self.weight, self.weight_scale)
+
+    def dequantize(self, rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return ops.dequantize_per_channel(rows, scale, self.weight_zero_point, 0, *SIGNED)
 
     def through_bytes(self, x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
         """`x` rounded to unsigned bytes of this scale and zero point, and back."""

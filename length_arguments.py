@@ -21,12 +21,18 @@ class LengthAdaptiveArguments:
     )
     kl_direction: Literal["sub_full", "full_sub"] = field(
         default="sub_full",
-        metadata={"help": "KL(sub||full), with which the published models were made, or KL(full||sub)."},
+        metadata={
+            "help": "KL(sub||full), with which the published models were made, or KL(full||sub). With --quantization_aware "
+            "sub is the quantized model and full the float one."
+        },
     )
     kl_temperature: float = field(default=1.0, metadata={"help": "Softens both distributions of that KL."})
     length_config: str | None = field(
         default=None,
-        metadata={"help": 'Tokens kept after each layer in --do_eval and --do_predict: "(315, 251, ...)" or JSON.'},
+        metadata={
+            "help": "Tokens kept after each layer in --do_eval, --do_predict and --quantization_aware: "
+            '"(315, 251, ...)" or JSON.'
+        },
     )
     length_ratios: str | None = field(
         default=None,

@@ -145,9 +145,8 @@ def load_int8_model(args: Arguments) -> tuple[Int8Model, PreTrainedTokenizerBase
     """The model of an INT8 folder and the tokenizer; RunError if it was made from another model."""
     folder, source = int8_folder(args), args.model.model_name_or_path
     model = open_int8(args, folder)
-    made_from, holds = model.recipe.get("source", {}), weights_checksum(source)
-    same = holds == made_from.get("sha256") and (holds or source == made_from.get("model_name_or_path"))
-    if folder != Path(source) and not same:
+    made_from = model.recipe.get("source", {})
+    if folder != Path(source) and not holds_the_weights(source, made_from):
         raise RunError(
             f"the INT8 model in --output_dir {folder} was made from {made_from.get('model_name_or_path')}, not from the "
             f"weights that --model_name_or_path {source} holds now: --tune again, or name the INT8 folder as the model."
@@ -177,6 +176,13 @@ def int8_folder(args: Arguments) -> Path:
             return Path(folder)
     also = f", nor does --output_dir {output}" if output else ""
     raise RunError(f"--int8: --model_name_or_path {model} holds no INT8 model{also}: make one by --tune.")
+
+
+def holds_the_weights(source: str, made_from: dict) -> bool:
+    """Whether `source` holds the weights that an INT8 model was `made_from`, as its recipe says."""
+    checksum = weights_checksum(source)
+    same_name = source == made_from.get("model_name_or_path")
+    return checksum == made_from.get("sha256") and (checksum is not None or same_name)
 
 
 def weights_checksum(source: str) -> str | None:

@@ -23,6 +23,8 @@ SAME_RUN = (
     "state_distill_cs att_loss_ratio att_mse att_target relation_loss_ratio relation_heads partial_reps teacher_layers "
     "student_layers from_scratch length_drop_teacher"
 )
+# and those that quantize on these too: what others evaluate at
+SAME_FINISH = "quantization_aware length_config length_ratios length_config_from length_unit"
 # what earlier stages found for weights that training has changed since
 SCORES = ("eval_*", "predict_*", "search_results.json", "*_rate_results.json", "benchmark_*.json", "all_results.json")
 
@@ -37,6 +39,8 @@ def prepare_output_dir(args: Arguments) -> str | None:
             check_search_folder(folder)
         if args.quantization.tune:
             check_int8_folder(folder, args.run.overwrite_output_dir)
+        if args.quantization.tune or args.quantization.quantization_aware:
+            check_no_float_model(folder)
         return checkpoint_to_resume(args) if args.trains else None
 
 
@@ -67,11 +71,16 @@ def check_search_folder(folder: Path) -> None:
 
 
 def check_int8_folder(folder: Path, overwrite: bool) -> None:
-    """RunError if an INT8 model would replace another one unasked, or lie beside a float model."""
+    """RunError if an INT8 model would replace another one unasked."""
     if (folder / RECIPE_FILE).is_file() and not overwrite:
         raise RunError(f"--output_dir {folder} holds an INT8 model: name another or add --overwrite_output_dir.")
+
+
+def check_no_float_model(folder: Path) -> None:
     if any(folder.glob("model*.safetensors")):
-        raise RunError(f"--output_dir {folder} holds a float model, which --tune writes nothing beside: name another.")
+        raise RunError(
+            f"--output_dir {folder} holds a float model, beside which no INT8 model is written: name another."
+        )
 
 
 OTHER_FILES = ("latency_model.json", "run_args.json", "trainer_state.json")
@@ -158,6 +167,7 @@ def check_same_run(args: Arguments, checkpoint: str | None) -> None:
 
 def run_settings(args: Arguments) -> dict:
     """The settings that a continued run must share with the run that began."""
-    groups = (args.model, args.data, args.distillation, args.length_adaptive, args.run)
+    groups = (args.model, args.data, args.distillation, args.length_adaptive, args.quantization, args.run)
     values = {name: value for group in groups for name, value in vars(group).items()}
-    return {name: values[name] for name in SAME_RUN.split()}
+    names = f"{SAME_RUN} {SAME_FINISH}" if args.quantization.quantization_aware else f"{SAME_RUN} quantization_aware"
+    return {name: values[name] for name in names.split()}

@@ -125,13 +125,13 @@ def facts(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict:
     }
 
 
-def keep(args: Arguments, trial: Trial, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Leave the INT8 model, its configuration and tokenizer in --output_dir; returns their bytes on disk."""
-    folder = Path(args.run.output_dir)
-    forget_scores(folder)
+def leave_int8_folder(
+    folder: Path, model: torch.nn.Module, recipe: Recipe, made: dict, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Write the INT8 model with its configuration and tokenizer, and the facts `made`; returns their bytes on disk."""
     tokenizer_files = tokenizer.save_pretrained(folder)
-    trial.model.config.save_pretrained(folder)
-    save_int8(trial.model, folder, trial.recipe, facts(args, tokenizer))
+    model.config.save_pretrained(folder)
+    save_int8(model, folder, recipe, made)
     files = {*map(Path, tokenizer_files), *folder.glob("int8_weights-*"), folder / RECIPE_FILE, folder / "config.json"}
     size = sum(file.stat().st_size for file in files if file.is_file())
     logger.info("INT8 model in %s: %.1f MiB on disk", folder, size / 2**20)
@@ -159,18 +159,20 @@ def tune(args: Arguments, model: PreTrainedModel, tokenizer, train_features, que
     results = {"metric": metric, "float": float_metrics[metric], "trials": records}
     if args.quantization.sensitivity and batches:
         results["sensitivity"] = report_sensitivity(model, trial.model, batches)
-    results["size_bytes"] = keep(args, trial, tokenizer)
+    folder = Path(args.run.output_dir)
+    forget_scores(folder)
+    results["size_bytes"] = leave_int8_folder(folder, trial.model, trial.recipe, facts(args, tokenizer), tokenizer)
     make_engines(args, full)
-    write_json(Path(args.run.output_dir, "quantize_results.json"), results | how_made(args))
+    write_json(folder / "quantize_results.json", results | how_made(args))
     metrics = trial.metrics | {"eval_samples": len(questions.examples), "eval_features": len(questions.features)}
     metrics |= cost_facts(args, model.config, full, "eval_")
     metrics |= {"eval_float": results["float"], "eval_size_bytes": results["size_bytes"]}
     report(trial.trainer, args, "eval", without_timing(metrics) if args.run.accuracy_only else metrics, trial.answers)
     write_model_card(
-        Path(args.run.output_dir),
+        folder,
         base_model=args.model.model_name_or_path,
         training="the base model's own; quantized to INT8 after training",
         max_seq_length=args.data.max_seq_length,
         doc_stride=args.data.doc_stride,
     )
-    logger.info("done: the INT8 model is in %s", args.run.output_dir)
+    logger.info("done: the INT8 model is in %s", folder)

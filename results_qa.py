@@ -54,6 +54,8 @@ def how_made(args: "Arguments") -> dict[str, dict]:
     precision = next(
         (name for name in ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval") if getattr(run, name)), "float32"
     )
+    quantization = args.quantization
+    in_int8 = quantization.int8 or quantization.tune or quantization.quantization_aware
     run_settings = {
         "model_name_or_path": args.model.model_name_or_path,
         **{name: value for name, value in ({"dataset_name": data.dataset_name} | files).items() if value},
@@ -62,7 +64,7 @@ def how_made(args: "Arguments") -> dict[str, dict]:
         "doc_stride": data.doc_stride,
         "per_device_eval_batch_size": run.per_device_eval_batch_size,
         "pad_to_max_length": data.pad_to_max_length,
-        "precision": f"int8 and {precision}" if args.quantization.int8 or args.quantization.tune else precision,
+        "precision": f"int8 and {precision}" if in_int8 else precision,
         "processes": run.world_size,
     }
     return {"run": run_settings, "environment": environment()}

@@ -5,6 +5,8 @@
     python run_qa.py --model_name_or_path dynamic --train_file ... --validation_file ... --do_search --output_dir search
     python run_qa.py --model_name_or_path dynamic --validation_file ... --do_eval --length_config_from search \
                      --max_f1_drop 1 --output_dir evaluation
+    python run_qa.py --model_name_or_path dynamic --train_file ... --do_train --quantization_aware quantized \
+                     --output_dir finished
     accelerate launch run_qa.py ...               # the same on several GPUs or processes
 
 Stages run in the order train, evaluate, search, predict (--tune, which quantizes, alone) and meet only through the
@@ -36,6 +38,7 @@ from command_line import parse_args
 from distillation_checks import learned
 from errors import DataError, RunError
 from evaluate_qa import asked_length_config, evaluate, measure_rates, predict, prepare_attention, prepare_engines
+from finish_qa import check_int8_source, describe_finish, finished_trainer, finishing_trainer
 from length_config import LengthConfigError, in_unit
 from loading import QuestionSet, load_data, load_model
 from model_card import write_model_card
@@ -58,6 +61,7 @@ OUR_MODULES = (
     "candidate_store",
     "evaluate_qa",
     "evolution",
+    "finish_qa",
     "hold_out",
     "int8_engine",
     "latency_model",
@@ -145,6 +149,8 @@ def describe_training(args: Arguments) -> str:
     if not args.run.do_train:
         searched = getattr(data, f"{split}_file") or data.dataset_name
         return f"the base model's own; length configs searched on {split} questions of {searched}"
+    if args.quantization.quantization_aware:
+        return describe_finish(args)
     how = "with LengthDrop" if args.length_adaptive.length_adaptive else "at full length only (no LengthDrop)"
     return f"{data.train_file or data.dataset_name}, {how}" + describe_distillation(args)
 
@@ -171,6 +177,8 @@ def run(args: Arguments) -> None:
     length_config = asked_length_config(args, model.config)  # a misfit is said before any work is done
     if args.quantization.int8:
         prepare_engines(args, model, length_config)
+    elif args.quantization.quantization_aware:
+        check_int8_source(args, length_config)
     elif not args.quantization.tune:
         prepare_attention(args, model, length_config)
     if asks:
@@ -181,9 +189,15 @@ def run(args: Arguments) -> None:
     validation = questions.get("validation")
     if args.quantization.tune:
         return tune(args, model, tokenizer, train_features, validation)
-    trainer = make_trainer(args, model, tokenizer, train_features, validation, teaching)
+    finishes = args.quantization.quantization_aware
+    if finishes:
+        trainer = finishing_trainer(args, model, tokenizer, train_features, validation, length_config)
+    else:
+        trainer = make_trainer(args, model, tokenizer, train_features, validation, teaching)
     if args.run.do_train:
         train(trainer, args, checkpoint)
+    if finishes and args.run.do_eval:
+        trainer = finished_trainer(args, tokenizer, validation, length_config)
     if args.run.do_eval and args.length_adaptive.measure_rate:
         measure_rates(trainer, args, validation)
     elif args.run.do_eval:

@@ -1,5 +1,6 @@
 """The trainer that a run needs, with the teacher it may learn from."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
@@ -26,8 +27,9 @@ def make_trainer(
     train_features: Dataset | None,
     validation: QuestionSet | None,
     teaching: Teaching | None = None,
+    make: Callable[..., QuestionAnsweringTrainer] | None = None,
 ) -> QuestionAnsweringTrainer:
-    """The trainer of the stages asked for; with `teaching` one whose `model` learns from the teacher."""
+    """The trainer of the stages asked for, or what `make` makes; with `teaching` its `model` learns from the teacher."""
     collate = make_collator(tokenizer, args.data.pad_to_max_length, args.data.max_seq_length)
     if teaching and args.distillation.cache_teacher_logits:
         folder = Path(args.distillation.teacher_logits_dir or Path(args.run.output_dir, "teacher_logits"))
@@ -42,6 +44,8 @@ def make_trainer(
         "data_collator": collate,
         "questions": validation,
     }
+    if make:
+        return make(**common)
     if args.length_adaptive.length_adaptive:
         return LengthDropTrainer(**common, length_drop=length_drop_settings(args), teaching=teaching)
     return DistillationTrainer(**common, teaching=teaching) if teaching else QuestionAnsweringTrainer(**common)
