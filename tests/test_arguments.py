@@ -171,6 +171,11 @@ REFUSED = [
     ),
     ("--do_search --search_min_macs 9 --search_max_macs 5", ["--search_min_macs", "--search_max_macs"]),
     ("--do_search --search_floor_ratio 0", ["--search_floor_ratio"]),
+    (
+        "--do_train --quantization_aware q --pred_distill --teacher_model_name_or_path t",
+        ["--quantization_aware", "--teacher_model_name_or_path"],
+    ),
+    ("--do_train --quantization_aware q --student_layers 2", ["--quantization_aware", "--student_layers"]),
     ("--do_search --mutation_prob 0", ["--mutation_prob"]),
     ("--do_search --bf16_full_eval", ["--bf16_full_eval", "--do_search", "use --bf16 (autocast)"]),
     ("--do_search --fp16_full_eval", ["--fp16_full_eval", "--do_search", "use --fp16 (autocast)"]),
