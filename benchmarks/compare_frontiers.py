@@ -9,6 +9,7 @@ as JSON, a table (.md): the fastest config of each search within some drops of F
 
 import argparse
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from latency_qa import EngineLatency
 from loading import load_data, load_model
 from results_qa import environment, write_json
 from search_plots import plot_frontiers
+from serving_latency import measure_turns, passes, spread, without_drift
 from trainers import make_trainer
 
 DROPS = (0.5, 1.0, 2.0, 3.0, 5.0)
@@ -37,19 +39,27 @@ def read_arguments() -> argparse.Namespace:
         "--searches", type=Path, nargs="+", required=True, help="output folders of run_qa.py --do_search"
     )
     parser.add_argument("--output", type=Path, required=True, help="file of the results, .json")
+    parser.add_argument("--seconds", type=float, default=180, help="of measuring (default: %(default)s)")
     parser.add_argument("run_qa", nargs=argparse.REMAINDER, metavar="-- FLAGS OF run_qa.py")
     return parser.parse_args()
 
 
-def measure(flags: list[str], configs: list[LengthConfig], folder: Path) -> dict[LengthConfig, float]:
-    """Milliseconds a window of each config, in batches that stand for all lengths of the questions."""
+def measure(flags: list[str], configs: list[LengthConfig], folder: Path, seconds: float) -> tuple[dict, float]:
+    """Milliseconds a window of each config, in batches that stand for all lengths of the questions, and their spread.
+
+    The configs take turns in changing order for about so many seconds; what slows a whole turn is taken out.
+    """
     search = ["--do_search", "--search_split", "validation", "--search_objective", "latency"]
     args = parse_args([*(flag for flag in flags if flag != "--"), *search, "--output_dir", str(folder)])
     model, tokenizer = load_model(args)
     prepare_engines(args, model, configs[0]) if args.quantization.int8 else prepare_attention(args, model, configs[0])
     _, questions = load_data(args, tokenizer, model)
     trainer = make_trainer(args, model, tokenizer, None, questions["validation"])
-    return EngineLatency(trainer, args, questions["validation"]).measure(configs)
+    latency = EngineLatency(trainer, args, questions["validation"])
+    calls = passes(model, [latency.in_unit(config) for config in configs], latency.batches, latency.autocast)
+    turns = measure_turns(calls, random.Random(args.run.seed), seconds)
+    windows = sum(len(batch["input_ids"]) for batch in latency.batches)
+    return dict(zip(configs, (without_drift(turns) / windows).tolist())), spread(turns)
 
 
 def with_latency(rows: list[dict], latencies: dict[LengthConfig, float]) -> list[dict]:
@@ -81,15 +91,14 @@ def compare(args: argparse.Namespace) -> None:
     }
     full = next(iter(read.values()))[1]
     everything = [full, *(row for rows, _ in read.values() for row in rows)]
-    latencies = measure(
-        args.run_qa, list(dict.fromkeys(tuple(row["length_config"]) for row in everything)), args.searches[0]
-    )
+    configs = list(dict.fromkeys(tuple(row["length_config"]) for row in everything))
+    latencies, apart = measure(args.run_qa, configs, args.searches[0], args.seconds)
     (full,) = with_latency([full], latencies)
     frontiers = {name: with_latency(rows, latencies) for name, (rows, _) in read.items()}
-    write_json(args.output, {"environment": environment(), "full": full, "frontiers": frontiers})
+    write_json(args.output, {"environment": environment(), "spread": apart, "full": full, "frontiers": frontiers})
     args.output.with_suffix(".md").write_text(table(frontiers, full) + "\n", encoding="utf-8")
     plot_frontiers(args.output.with_suffix(".png"), frontiers, full)
-    print(table(frontiers, full))
+    print(f"{table(frontiers, full)}\nthe middle half of one config's times is {100 * apart:.0f} % apart")
 
 
 def main() -> None:

@@ -78,7 +78,9 @@ def two_searches(tmp_path):
 
 def test_frontiers_are_compared_by_latencies_of_one_run(two_searches, tmp_path, monkeypatch, capsys):
     measured = {(8, 8): 10.0, (3, 3): 6.0, (2, 2): 2.0, (4, 4): 8.0}
-    monkeypatch.setattr(compare_frontiers, "measure", lambda flags, configs, folder: {c: measured[c] for c in configs})
+    monkeypatch.setattr(
+        compare_frontiers, "measure", lambda flags, configs, folder, seconds: ({c: measured[c] for c in configs}, 0.1)
+    )
     output = tmp_path / "frontiers.json"
     monkeypatch.setattr(sys, "argv", ["compare", "--searches", *map(str, two_searches), "--output", str(output)])
     compare_frontiers.main()
