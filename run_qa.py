@@ -168,6 +168,16 @@ def describe_distillation(args: Arguments) -> str:
     return f"{began}, distilled from {distillation.teacher_model_name_or_path} ({lessons})"
 
 
+def leave_model_card(args: Arguments) -> None:
+    write_model_card(
+        Path(args.run.output_dir),
+        base_model=args.model.model_name_or_path,
+        training=describe_training(args),
+        max_seq_length=args.data.max_seq_length,
+        doc_stride=args.data.doc_stride,
+    )
+
+
 def run(args: Arguments) -> None:
     """The stages asked for, in their fixed order."""
     set_seed(args.run.seed)
@@ -207,13 +217,7 @@ def run(args: Arguments) -> None:
     if args.run.do_predict:
         predict(trainer, args, questions["test"], length_config)
     if (args.run.do_train or args.search.do_search) and trainer.is_world_process_zero():
-        write_model_card(
-            Path(args.run.output_dir),
-            base_model=args.model.model_name_or_path,
-            training=describe_training(args),
-            max_seq_length=args.data.max_seq_length,
-            doc_stride=args.data.doc_stride,
-        )
+        leave_model_card(args)
     logger.info("done: results are in %s", args.run.output_dir)
 
 

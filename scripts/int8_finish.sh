@@ -19,7 +19,7 @@ finish() {
   local name="$1"
   shift
   unless_done "$folder/$name/int8_recipe.json" run_qa --model_name_or_path "$dynamic" "${train[@]}" --do_train \
-    --quantization_aware "$int8" "${lengths[@]}" --max_steps 500 --learning_rate 1e-5 --warmup_steps 0.1 \
+    --quantization_aware "$int8" "${lengths[@]}" --max_steps 500 --learning_rate 1e-6 --warmup_steps 0.1 \
     --per_device_train_batch_size 16 --kl_direction full_sub --output_dir "$folder/$name" ${anew[@]+"${anew[@]}"} "$@"
 }
 # score NAME FLAGS...: the evaluations at full length and at the config.
