@@ -386,7 +386,7 @@ def test_help_is_grouped_and_ends_with_an_example_of_each_stage(help_text):
 def test_the_examples_in_the_help_parse_without_a_warning(help_text, capsys):
     text = help_text[help_text.index("one example a stage") :].replace("\\\n", " ")
     commands = re.findall(r"python run_qa.py (--model.*)", text)
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         parse_args([token.strip('"') for token in re.findall(r'"[^"]*"|\S+', command)])
     assert capsys.readouterr().err == ""

@@ -23,7 +23,7 @@ def commands(text):
 
 def test_the_published_commands_are_among_them():
     assert len(commands("\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)))) >= 7
-    assert len(commands(EPILOG)) == 8
+    assert len(commands(EPILOG)) == 9
 
 
 @pytest.mark.parametrize("command", commands(README) + commands(DISTILLATION) + commands(EPILOG), ids=" ".join)
