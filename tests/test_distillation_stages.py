@@ -66,10 +66,10 @@ def test_intermediate_layers_then_prediction_then_length_drop(family, request, d
     for row in losses(tmp_path / "layers"):
         assert {"loss_task", "loss_hidden", "loss_relation"} <= row.keys() and "loss_prediction" not in row
         assert row["loss"] == pytest.approx(row["loss_hidden"] + row["loss_relation"], abs=2e-3)
-    succeed(*distill(teacher, tmp_path / "layers", "--pred_distill", name="student"))
-    assert all(row["loss"] == pytest.approx(row["loss_prediction"], abs=2e-4) for row in losses(tmp_path / "student"))
+    succeed(*distill(teacher, tmp_path / "layers", "--pred_distill", name="taught"))
+    assert all(row["loss"] == pytest.approx(row["loss_prediction"], abs=2e-4) for row in losses(tmp_path / "taught"))
     drop = ("--length_adaptive", "--pred_distill", "--length_drop_teacher", "both", "--validation_file", squad_v1_file)
-    succeed(*distill(teacher, tmp_path / "student", *drop, "--do_eval", name="dynamic"))
+    succeed(*distill(teacher, tmp_path / "taught", *drop, "--do_eval", name="dynamic"))
     assert {"loss_prediction", "loss_smallest", "loss_random"} <= losses(tmp_path / "dynamic")[0].keys()
     assert "eval_f1" in read(tmp_path / "dynamic/eval_results.json") and digest(teacher) == before
 
