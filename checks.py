@@ -10,10 +10,12 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from arguments import Arguments
-from distillation_checks import check_distillation, require
+from distillation_checks import check_distillation
+from errors import require
+from length_arguments import LENGTH_CONFIGS
 from length_config import LengthConfigError, parse_length_config, parse_length_ratios
+from quantization_checks import check_finish, check_quantization
 
-LENGTH_CONFIGS = ("length_config", "length_ratios", "length_config_from")
 READ = ("model_name_or_path", "config_name", "tokenizer_name", "teacher_model_name_or_path", "load_store_file")
 BUDGETS = ("max_f1_drop", "target_macs", "target_macs_ratio", "target_latency_ms")
 
@@ -41,6 +43,7 @@ def check(args: Arguments) -> None:
     check_optimizer(args)
     check_search(args)
     check_quantization(args)
+    check_finish(args)
     check_data(args)
     check_length_config(args)
     check_output_dir(args)
@@ -91,8 +94,8 @@ def check_question(args: Arguments) -> None:
         "do_search": args.search.do_search,
         "test_file": data.test_file,
     }
-    for name in (name for name, given in others.items() if given):
-        require(False, f"--question and --{name} exclude each other: a question is a command of its own.")
+    for name, given in others.items():
+        require(not given, f"--question and --{name} exclude each other: a question is a command of its own.")
     require(
         run.world_size == 1, "--question is answered by one process: start it without torchrun or accelerate launch."
     )
@@ -216,34 +219,6 @@ def check_search(args: Arguments) -> None:
             not (args.search.do_search and getattr(args.run, name)),
             f"--{name} casts the weights that --do_search saves: use --{name[:4]} (autocast) instead.",
         )
-
-
-def check_quantization(args: Arguments) -> None:
-    quantization, run = args.quantization, args.run
-    if not (quantization.tune or quantization.int8):
-        return
-    flag = "--tune" if quantization.tune else "--int8"
-    require(run.device.type == "cpu", f"{flag} is for processors, not for a GPU: add --use_cpu.")
-    for name in ("fp16", "bf16_full_eval", "fp16_full_eval"):
-        require(not getattr(run, name), f"--{name} cannot be used with {flag}: the float parts can be --bf16.")
-    require(not (quantization.tune and quantization.int8), "--tune makes what --int8 uses: give one of them.")
-    native_in_bf16 = quantization.quantization_backend == "native" and run.bf16
-    require(not native_in_bf16, "--quantization_backend native computes what is not INT8 in float32: remove --bf16.")
-    if quantization.int8:
-        require(not run.do_train, "--int8 cannot be trained: remove --do_train, or --tune a float model.")
-        return
-    require(run.do_eval, "--tune compares INT8 with the float model on the validation questions: add --do_eval.")
-    require(run.do_train or not args.calibrates, "--tune calibrates on training examples: add --do_train.")
-    require(run.world_size == 1, "--tune runs in one process: start it without torchrun or accelerate launch.")
-    for name in ("length_adaptive", "measure_rate", *LENGTH_CONFIGS):
-        require(not getattr(args.length_adaptive, name), f"--tune and --{name} exclude each other: tune first.")
-    for name, wanted in (("do_search", args.search.do_search), ("do_predict", run.do_predict)):
-        require(not wanted, f"--tune and --{name} exclude each other: --{name} goes with --int8, in the next command.")
-    known = ["eval_f1", "eval_exact" if args.data.version_2_with_negative else "eval_exact_match"]
-    require(
-        quantization.metric_name in known,
-        f"--metric_name {quantization.metric_name} is not what evaluation gives here: {' or '.join(known)}.",
-    )
 
 
 def check_data(args: Arguments) -> None:

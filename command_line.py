@@ -11,7 +11,6 @@ from transformers import HfArgumentParser
 from arguments import Arguments, DataArguments, ModelArguments, QuantizationArguments, RunArguments
 from checks import check
 from distillation_arguments import DistillationArguments
-from finish_checks import check_finish
 from idle_flags import flags_without_effect
 from length_arguments import LengthAdaptiveArguments, SearchArguments
 
@@ -144,7 +143,6 @@ def parse_args(argv: list[str] | None = None) -> Arguments:
             raise ValueError(parser.explain(rest[0]))
         args = Arguments(*parsed)
         check(args)
-        check_finish(args)
     except (ValueError, ImportError) as error:  # ImportError: a training flag whose library is not installed
         parser.error(" ".join(str(error).split()))
     for line in flags_without_effect(args, parser.given(argv)):

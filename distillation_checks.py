@@ -4,11 +4,7 @@ from pathlib import Path
 
 from arguments import Arguments
 from distillation_arguments import LAYER_LOSSES, parse_layers
-
-
-def require(condition: object, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+from errors import require
 
 
 def check_distillation(args: Arguments) -> None:

@@ -7,3 +7,9 @@ class RunError(ValueError):
 
 class DataError(ValueError):
     """Unusable data; the message is one line that names the file, the record and the remedy."""
+
+
+def require(condition: object, message: str) -> None:
+    """ValueError unless `condition`: a value or a combination of flags that makes no sense."""
+    if not condition:
+        raise ValueError(message)

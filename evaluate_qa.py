@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 from arguments import Arguments
 from benchmark import Contender, benchmark_rows
 from candidates import SearchError
-from checks import LENGTH_CONFIGS, parse_rates
+from checks import parse_rates
 from errors import RunError
 from features_qa import make_collator
 from frontier_qa import choose_from
 from int8_engine import Int8Model
+from length_arguments import LENGTH_CONFIGS
 from length_config import (
     LengthConfigError,
     constant_ratio_config,

@@ -6,7 +6,6 @@ The weights start as those that --tune rounded.  A pass rounds them, and the act
 
 import copy
 import logging
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +25,10 @@ from output_folder import run_settings
 from quantization import Recipe
 from quantize_qa import leave_int8_folder
 from results_qa import how_made
-from trainer_qa import LengthConfig, LengthDropTrainer, QuestionAnsweringTrainer
+from trainer_qa import GOLD, LengthConfig, LengthDropTrainer, QuestionAnsweringTrainer
 from trainers import length_drop_settings, make_trainer
 
 logger = logging.getLogger(__name__)
-GOLD = ("start_positions", "end_positions")
 KEPT = ("backend", "max_seq_length", "input_names", "num_calibration_samples", "source")  # of the folder's recipe
 
 
@@ -62,14 +60,8 @@ class QuantizationAwareTrainer(LengthDropTrainer):
         features = self._prepare_inputs({name: value for name, value in inputs.items() if name not in GOLD})
         with torch.no_grad():
             target = self.target(**features, length_config=self._full_lengths())
-        passes, total = self._passes(), 0.0
-        for index, (part, lengths) in enumerate(passes):
-            # Ranks exchange gradients once a step: in the last pass.
-            sync = nullcontext() if index == len(passes) - 1 else self.accelerator.no_sync(model)
-            with sync, self.compute_loss_context_manager():
-                loss = self._distillation_loss(model(**features, **lengths), target, None, None)
-                total = total + self._backward(part, loss, len(passes))
-        return total
+        passes = [(part, features | lengths) for part, lengths in self._passes()]
+        return self._accumulate(model, passes, lambda _, outputs: self._distillation_loss(outputs, target, None, None))
 
     def answer(self, questions, length_config: LengthConfig | None = None, metric_key_prefix: str = "test"):
         """Modifications: --eval_strategy evaluates at the length config that is trained for."""

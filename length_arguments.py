@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+LENGTH_CONFIGS = ("length_config", "length_ratios", "length_config_from")  # flags that name one
+
 
 @dataclass
 class LengthAdaptiveArguments:

@@ -132,7 +132,7 @@ def checkpoint_to_resume(args: Arguments) -> str | None:
         checkpoint = asked
         if not trainer_state(asked):
             raise RunError(f"--resume_from_checkpoint {asked} is no checkpoint folder (it has no trainer_state.json).")
-    if any(folder.iterdir()):
+    if {path.name for path in folder.iterdir()} - {"run_args.json"}:  # which alone is a run that failed as it began
         check_same_run(args, checkpoint)
     if checkpoint:
         if not any(Path(checkpoint).glob("optimizer*")) and not any(Path(checkpoint).glob("global_step*")):

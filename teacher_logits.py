@@ -98,13 +98,19 @@ def begin(folder: Path, key: dict, lengths: np.ndarray) -> None:
         if read_key(record) != key:
             raise RunError(f"{folder} holds the logits of another teacher, precision or set of windows: {REMEDY}")
         return
-    if folder.exists() and {path.name for path in folder.iterdir()} - {"logits.npy", "done.npy"}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - {"logits.npy", "done.npy"}:
         raise RunError(f"{folder} holds other files: {REMEDY}")
     shutil.rmtree(folder, ignore_errors=True)  # killed before its key was written
-    folder.mkdir(parents=True)
-    for name, shape, kind in expected(lengths):
-        np.lib.format.open_memmap(folder / name, "w+", kind, shape).flush()
-    write_json(record, key)
+    try:
+        folder.mkdir(parents=True)
+        for name, shape, kind in expected(lengths):
+            np.save(folder / name, np.zeros(shape, kind))  # no sparse file, which a full disk would kill us for later
+        write_json(record, key)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RunError(
+            f"{folder} cannot be written ({error.strerror or error}): make room, or name another --teacher_logits_dir."
+        ) from error
 
 
 def read_key(record: Path) -> dict:

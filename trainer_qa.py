@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +21,7 @@ from teaching import FEATURE_INDEX, Teaching, student_inputs
 
 LengthConfig = tuple[float, ...]
 Logits = tuple[np.ndarray, np.ndarray]
+GOLD = ("start_positions", "end_positions")
 
 
 class _BatchesWithLengthConfig:
@@ -202,18 +203,28 @@ class LengthDropTrainer(QuestionAnsweringTrainer):
         targets = self.teaching.targets(inputs) if self.teaching else None
         inputs, real = student_inputs(inputs), inputs["attention_mask"].bool()
         full_lengths = (self.length_drop.max_length,) * self.model.config.num_hidden_layers
-        submodels = self._submodels()
-        passes = len(submodels) + 1
-        with self.accelerator.no_sync(model), self.compute_loss_context_manager():
-            full = model(**inputs, length_config=full_lengths)
-            total = self._backward("full", self._full_loss(full, targets, real), passes)
-        features = {name: value for name, value in inputs.items() if name not in ("start_positions", "end_positions")}
-        for index, submodel in enumerate(submodels):
+        passes = [("full", {**inputs, "length_config": full_lengths})]
+        features = {name: value for name, value in inputs.items() if name not in GOLD}
+        names = ("smallest", *["random"] * self.length_drop.num_sandwich)
+        passes += [(name, features | submodel) for name, submodel in zip(names, self._submodels())]
+        full = {}
+
+        def loss_of(part: str, outputs) -> torch.Tensor:
+            if part != "full":
+                return self._distillation_loss(outputs, full, targets, real)
+            full.update(outputs)
+            return self._full_loss(outputs, targets, real)
+
+        return self._accumulate(model, passes, loss_of)
+
+    def _accumulate(self, model, passes: list[tuple[str, dict]], loss_of: Callable) -> torch.Tensor:
+        """Back-propagate `loss_of(part, outputs)` of every pass, (part, inputs), on its own; returns their detached sum."""
+        total = 0.0
+        for index, (part, inputs) in enumerate(passes):
             # Ranks exchange gradients once a step: in the last pass.
-            sync = nullcontext() if index == len(submodels) - 1 else self.accelerator.no_sync(model)
+            sync = nullcontext() if index == len(passes) - 1 else self.accelerator.no_sync(model)
             with sync, self.compute_loss_context_manager():
-                loss = self._distillation_loss(model(**features, **submodel), full, targets, real)
-                total = total + self._backward("random" if index else "smallest", loss, passes)
+                total = total + self._backward(part, loss_of(part, model(**inputs)), len(passes))
         return total
 
     def _full_loss(self, full, targets, real: torch.Tensor) -> torch.Tensor:

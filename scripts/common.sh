@@ -63,11 +63,14 @@ run() {
   "$@"
 }
 
-# run_python FILE FLAGS...: `python FILE FLAGS`, in VENV where there is one.
+# chosen_python: that of VENV where there is one.
+chosen_python() {
+  if [[ -d "$VENV" ]]; then venv_python; else echo "${PYTHON:-python3}"; fi
+}
+
+# run_python FILE FLAGS...: `python FILE FLAGS`.
 run_python() {
-  local python="${PYTHON:-python3}"
-  [[ ! -d "$VENV" ]] || python="$(venv_python)"
-  run "$python" "$@"
+  run "$(chosen_python)" "$@"
 }
 
 run_qa() {

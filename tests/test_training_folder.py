@@ -131,6 +131,12 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(train, tmp_path, 
     assert "--learning_rate" not in message and digest(tmp_path / "out") == before
 
 
+def test_a_run_that_failed_as_it_began_is_in_nobodys_way(train, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/run_args.json").write_text('{"learning_rate": 7}')
+    assert train() == 0
+
+
 def test_overwriting_starts_anew_and_keeps_the_files_of_others(train, tmp_path):
     assert train("--max_steps", 2) == 0
     (tmp_path / "out/notes.txt").write_text("mine")

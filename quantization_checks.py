@@ -1,11 +1,12 @@
-"""Which combinations of flags make no sense with --quantization_aware."""
+"""Which combinations of flags make no sense with --tune, --int8 and --quantization_aware."""
 
 from pathlib import Path
 
 from arguments import Arguments
-from checks import LENGTH_CONFIGS, require
+from errors import require
+from length_arguments import LENGTH_CONFIGS
 
-# Why some flags of the Trainer cannot be used.
+# Why some flags of the Trainer cannot be used with --quantization_aware.
 REFUSED = {
     "fp16": "the float parts can be --bf16",
     "bf16_full_eval": "it casts the weights that are trained",
@@ -15,6 +16,35 @@ REFUSED = {
     "deepspeed": "the INT8 folder is made of whole weights",
     "push_to_hub": "the Trainer would push its float weights",
 }
+
+
+def check_quantization(args: Arguments) -> None:
+    """Raise ValueError, in one line that names the flags, for what does not go with --tune or --int8."""
+    quantization, run = args.quantization, args.run
+    if not (quantization.tune or quantization.int8):
+        return
+    flag = "--tune" if quantization.tune else "--int8"
+    require(run.device.type == "cpu", f"{flag} is for processors, not for a GPU: add --use_cpu.")
+    for name in ("fp16", "bf16_full_eval", "fp16_full_eval"):
+        require(not getattr(run, name), f"--{name} cannot be used with {flag}: the float parts can be --bf16.")
+    require(not (quantization.tune and quantization.int8), "--tune makes what --int8 uses: give one of them.")
+    native_in_bf16 = quantization.quantization_backend == "native" and run.bf16
+    require(not native_in_bf16, "--quantization_backend native computes what is not INT8 in float32: remove --bf16.")
+    if quantization.int8:
+        require(not run.do_train, "--int8 cannot be trained: remove --do_train, or --tune a float model.")
+        return
+    require(run.do_eval, "--tune compares INT8 with the float model on the validation questions: add --do_eval.")
+    require(run.do_train or not args.calibrates, "--tune calibrates on training examples: add --do_train.")
+    require(run.world_size == 1, "--tune runs in one process: start it without torchrun or accelerate launch.")
+    for name in ("length_adaptive", "measure_rate", *LENGTH_CONFIGS):
+        require(not getattr(args.length_adaptive, name), f"--tune and --{name} exclude each other: tune first.")
+    for name, wanted in (("do_search", args.search.do_search), ("do_predict", run.do_predict)):
+        require(not wanted, f"--tune and --{name} exclude each other: --{name} goes with --int8, in the next command.")
+    known = ["eval_f1", "eval_exact" if args.data.version_2_with_negative else "eval_exact_match"]
+    require(
+        quantization.metric_name in known,
+        f"--metric_name {quantization.metric_name} is not what evaluation gives here: {' or '.join(known)}.",
+    )
 
 
 def check_finish(args: Arguments) -> None:
