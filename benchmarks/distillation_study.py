@@ -73,6 +73,12 @@ def training(args: argparse.Namespace, model: object, steps: int) -> list[object
     return ["--model_name_or_path", model, *data, *sizes, "--do_train", "--do_eval", "--accuracy_only"]
 
 
+def learning(args: argparse.Namespace, layers: bool = False) -> list[object]:
+    """The flags of a training with the teacher: its logits are computed once for all of them, unless its layers teach."""
+    flags = ["--teacher_model_name_or_path", args.teacher]
+    return flags if layers else [*flags, "--cache_teacher_logits", "--teacher_logits_dir", args.output_dir / "logits"]
+
+
 def train_student(name: str, args: argparse.Namespace) -> tuple[Path, dict]:
     """Folder and scores of a student after its last training."""
     folder = model = None
@@ -80,7 +86,7 @@ def train_student(name: str, args: argparse.Namespace) -> tuple[Path, dict]:
         folder = args.output_dir / f"{name.replace(', ', '_').replace(' ', '_')}-{number}"
         flags = training(args, model or args.teacher, round(args.steps * share)) + lesson
         flags += [] if model else ["--student_layers", args.student_layers]
-        flags += ["--teacher_model_name_or_path", args.teacher] if lesson else []
+        flags += learning(args, layers="--pred_distill" not in lesson) if lesson else []
         scores, model = run_qa(folder, "eval_results.json", flags, args), folder
     return folder, scores
 
@@ -91,7 +97,7 @@ def train_dynamic(source: str, student: Path, args: argparse.Namespace) -> list[
     flags = [*training(args, student, args.drop_steps), "--length_adaptive", "--kl_direction", "full_sub"]
     flags += ["--length_drop_ratio_bound", "0.3", "--num_sandwich", "1", "--length_drop_teacher", source]
     if source != "self":
-        flags += ["--teacher_model_name_or_path", args.teacher]
+        flags += learning(args)
     full = run_qa(folder, "eval_results.json", flags, args)
     return [full, *score_ratios(folder, args.output_dir / f"rates-{source}", args)]
 
