@@ -95,6 +95,8 @@ def load(args: Arguments, loader: type, flag: str, **kwargs):
 
 def load_from(args: Arguments, loader: type, flag: str, source: str, **kwargs):
     """`loader.from_pretrained` of `source`, which the flag names; RunError says so."""
+    if loader is AutoConfig and not Path(source).is_dir():
+        logger.info("--%s %s: there is no such folder, so the hub is asked", flag, source)
     try:
         return loader.from_pretrained(source, cache_dir=args.model.cache_dir, token=args.model.token, **kwargs)
     except LIBRARY_ERRORS as error:

@@ -231,6 +231,7 @@ def set_up_output(args: Arguments) -> None:
     transformers.logging.disable_progress_bar()  # loading and saving take a moment
     for name in ("transformers.modeling_utils", "transformers.distributed.tensor_parallel"):
         logging.getLogger(name).setLevel(logging.ERROR)  # check_weights says in one line what matters
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # a line a retry; the error says it once
     if args.run.disable_tqdm or not first:
         datasets.disable_progress_bars()
 

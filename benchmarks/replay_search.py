@@ -110,7 +110,11 @@ def main() -> None:
         "--confirmed", type=int, default=4, help="members scored on all questions (default: %(default)s)"
     )
     args = parser.parse_args()
-    found, table = read_scores(args.folder / "search_store.jsonl")
+    store = args.folder / "search_store.jsonl"
+    try:
+        found, table = read_scores(store)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        parser.error(f"{store} is no store of run_qa.py --do_search --search_protocol exhaustive: {error!r}")
     replays = [{"seed": seed} | replay(found, table, args.confirmed, seed) for seed in args.seeds]
     drops = [flattery(found, table, allowed) for allowed in DROPS]
     size = {"configs": len(found), "questions": table.shape[1], "confirmed": args.confirmed}

@@ -131,7 +131,11 @@ def draw(path: Path, found: Trace, cost: dict[str, float]) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
     try:
-        reader, passage = Reader.from_pretrained(args.model), read_passage(args.context)
+        reader = Reader.from_pretrained(args.model)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: --model {args.model} cannot be loaded: {' '.join(str(error).split())}")
+    try:
+        passage = read_passage(args.context)
         layers = reader.model.config.num_hidden_layers
         if args.length_config:
             lengths = parse_length_config(args.length_config, layers, reader.max_seq_length)
