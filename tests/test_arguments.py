@@ -256,6 +256,14 @@ def test_senseless_values_and_combinations_are_refused_in_one_line(flags, named,
     assert all(name in message for name in named), message
 
 
+TEXTS = "student_layers teacher_layers teacher_model_name_or_path length_config length_ratios length_config_from measure_rate search_storage load_store_file dataset_name"
+
+
+@pytest.mark.parametrize("name", TEXTS.split())
+def test_an_empty_value_is_not_taken_for_the_default(name, capsys):
+    assert f"--{name} is empty" in refusal(capsys, [*BASE, "--do_eval", f"--{name}", ""])
+
+
 @pytest.mark.parametrize(("stage", "split"), [("train", "train"), ("eval", "validation"), ("predict", "test")])
 def test_a_stage_without_data_is_refused(stage, split, capsys):
     message = refusal(capsys, ["--model_name_or_path", "m", "--output_dir", "out", f"--do_{stage}"])
@@ -404,7 +412,7 @@ def test_every_flag_of_ours_has_help_and_shows_its_default(help_text):
 
 def test_every_flag_of_ours_is_used_outside_the_command_line():
     command_line = ["arguments.py", "length_arguments.py", "checks.py", "command_line.py", "idle_flags.py"]
-    command_line += ["distillation_arguments.py", "distillation_checks.py"]
+    command_line += ["distillation_arguments.py", "distillation_checks.py", "quantization_checks.py"]
     modules = [path for path in ROOT.glob("*.py") if path.name not in command_line]
     code = "\n".join(path.read_text(encoding="utf-8") for path in modules)
     names = [field.name for group in OURS for field in dataclasses.fields(group)]
@@ -413,71 +421,3 @@ def test_every_flag_of_ours_is_used_outside_the_command_line():
     read = {f"{split}_file" for split in ("train", "validation", "test")} if '_file"' in code else set()
     read |= {name for name in ("config_name", "tokenizer_name") if f', "{name}")' in code}  # load(args, ..., flag)
     assert not [name for name in names if not re.search(rf"\.{name}\b", code) and name not in read]
-
-
-# ---- quantization --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--tune --do_train", "add --do_eval"),
-        ("--tune --do_eval", "add --do_train"),
-        ("--tune --do_train --do_eval --int8", "give one of them"),
-        ("--int8 --do_train", "--int8 cannot be trained"),
-        ("--int8 --do_eval --fp16_full_eval", "--fp16_full_eval cannot be used with --int8"),
-        ("--tune --do_train --do_eval --length_adaptive", "--tune and --length_adaptive exclude each other"),
-        ("--tune --do_train --do_eval --do_search", "--do_search goes with --int8"),
-        ("--tune --do_train --do_eval --length_config 9,8", "tune first"),
-        ("--tune --do_train --do_eval --metric_name eval_exact", "eval_f1 or eval_exact_match"),
-        ("--int8 --do_eval --quantization_backend native --bf16", "remove --bf16"),
-        ("--tune --do_train --do_eval --quantization_backend abacus", "--quantization_backend"),
-        ("--tune --do_train --do_eval --perf_tol -1", "--perf_tol must be at least 0"),
-        ("--tune --do_train --do_eval --num_calibration_samples 0", "--num_calibration_samples must be at least 1"),
-    ],
-)
-def test_quantization_flags_that_make_no_sense_are_refused(flags, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse_args([*BASE, *flags.split()])
-    assert ended.value.code == 2 and message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("given", "meant"), [("PostTrainingStatic", "static"), ("PostTrainingDynamic", "dynamic")])
-def test_the_published_names_of_the_approaches_are_understood(given, meant):
-    args = parse_args([*BASE, "--tune", "--do_eval", "--do_train", "--quantization_approach", given])
-    assert args.quantization.quantization_approach == meant
-    assert not args.trains and args.calibrates == (meant == "static")
-
-
-def test_tuning_trains_nothing_and_says_which_training_flags_idle(capsys):
-    parse_args([*BASE, "--tune", "--do_train", "--do_eval", "--learning_rate", "1e-3", "--max_train_samples", "9"])
-    warned = capsys.readouterr().err
-    assert "--learning_rate has no effect" in warned and "max_train_samples" not in warned
-
-
-def test_the_approach_does_not_idle_a_training(capsys):
-    parse_args([*BASE, "--do_train", "--quantization_approach", "dynamic"])
-    warned = capsys.readouterr().err
-    assert "--quantization_approach has no effect without --tune" in warned and "--do_train has no" not in warned
-
-
-def test_dynamic_quantization_says_that_it_calibrates_nothing(capsys):
-    flags = ["--tune", "--do_eval", "--quantization_approach", "dynamic", "--num_calibration_samples", "9"]
-    parse_args([*BASE, *flags])
-    assert "--num_calibration_samples has no effect with --quantization_approach dynamic" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "flags, taken", [([], "native"), (["--bf16"], "pt2e"), (["--quantization_backend", "pt2e"], "pt2e")]
-)
-def test_tuning_takes_the_native_backend_unless_the_float_parts_are_to_be_bf16(flags, taken):
-    command = [*BASE, "--tune", "--do_train", "--do_eval", "--use_cpu", *flags]
-    assert parse_args(command).tuned_backend == taken
-
-
-TEXTS = "student_layers teacher_layers teacher_model_name_or_path length_config length_ratios length_config_from measure_rate search_storage load_store_file dataset_name"
-
-
-@pytest.mark.parametrize("name", TEXTS.split())
-def test_an_empty_value_is_not_taken_for_the_default(name, capsys):
-    assert f"--{name} is empty" in refusal(capsys, [*BASE, "--do_eval", f"--{name}", ""])
