@@ -34,6 +34,7 @@ STUDENTS = {  # name: (flags of a training, share of the steps), one after the o
     "relations, then prediction": [(["--relation_loss_ratio", "1"], 0.5), (["--pred_distill"], 0.5)],
 }
 SOURCES = ("self", "teacher", "both")
+EVALUATION = ["--do_eval", "--accuracy_only"]
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,7 +71,7 @@ def training(args: argparse.Namespace, model: object, steps: int) -> list[object
     data = ["--train_file", args.train_file, "--validation_file", args.validation_file]
     sizes = ["--max_train_samples", args.questions, "--max_steps", steps, "--learning_rate", args.learning_rate]
     sizes += ["--per_device_train_batch_size", args.batch_size, "--warmup_steps", "0.06"]
-    return ["--model_name_or_path", model, *data, *sizes, "--do_train", "--do_eval", "--accuracy_only"]
+    return ["--model_name_or_path", model, *data, *sizes, "--do_train"]
 
 
 def learning(args: argparse.Namespace, layers: bool = False) -> list[object]:
@@ -83,18 +84,20 @@ def train_student(name: str, args: argparse.Namespace) -> tuple[Path, dict]:
     """Folder and scores of a student after its last training."""
     folder = model = None
     for number, (lesson, share) in enumerate(STUDENTS[name], start=1):
+        last = number == len(STUDENTS[name])
         folder = args.output_dir / f"{name.replace(', ', '_').replace(' ', '_')}-{number}"
         flags = training(args, model or args.teacher, round(args.steps * share)) + lesson
         flags += [] if model else ["--student_layers", args.student_layers]
         flags += learning(args, layers="--pred_distill" not in lesson) if lesson else []
-        scores, model = run_qa(folder, "eval_results.json", flags, args), folder
+        flags += EVALUATION if last else []
+        scores, model = run_qa(folder, "eval_results.json" if last else "train_results.json", flags, args), folder
     return folder, scores
 
 
 def train_dynamic(source: str, student: Path, args: argparse.Namespace) -> list[dict]:
     """Scores by constant ratio after LengthDrop whose sub-models learn from `source`, full length first."""
     folder = args.output_dir / f"length_drop-{source}"
-    flags = [*training(args, student, args.drop_steps), "--length_adaptive", "--kl_direction", "full_sub"]
+    flags = [*training(args, student, args.drop_steps), *EVALUATION, "--length_adaptive", "--kl_direction", "full_sub"]
     flags += ["--length_drop_ratio_bound", "0.3", "--num_sandwich", "1", "--length_drop_teacher", source]
     if source != "self":
         flags += learning(args)

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import run_qa
@@ -25,6 +28,17 @@ def run(*argv: object) -> int:
 
 def succeed(*argv: object) -> None:
     assert run(*argv) == 0
+
+
+def run_in_two_processes(script: str, folder: Path) -> None:
+    """Run `script` under torchrun with gloo; {root} and {tests} stand for folders, `folder` is its argument."""
+    worker, tests = folder / "worker.py", Path(__file__).parent
+    worker.write_text(script.format(root=str(tests.parent), tests=str(tests)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += ["--standalone", str(worker), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def read(path: Path) -> dict:

@@ -26,6 +26,7 @@ def commands(monkeypatch):
         folder.mkdir(parents=True)
         f1 = next((value for name, value in SCORES.items() if folder.name.startswith(name)), 60.0)
         rows = [{"rate": rate, "eval_f1": f1 - 10 * rate} for rate in (0.1, 0.2)]
+        (folder / "train_results.json").write_text("{}")
         (folder / "measure_rate_results.json").write_text(json.dumps({"rows": rows}))
         (folder / "eval_results.json").write_text(json.dumps({"eval_f1": f1, "eval_exact_match": f1 - 9}))
 

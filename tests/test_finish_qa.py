@@ -2,28 +2,25 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from stages import digest, failure, read, run, succeed
+from stages import digest, failure, read, run, run_in_two_processes, succeed
 from test_fake_quantization import extremes
 from test_trainer_qa import SETTINGS, WORKER, Stop, make_data, make_model, weights
 from transformers import AutoModelForQuestionAnswering, TrainingArguments
 
 import native_engine
 import quantization
+from distillation import kl_divergence
 from fake_quantization import fake_quantize
 from finish_qa import QuantizationAwareTrainer
 from int8_folder import RECIPE_FILE
 from modeling_la_bert import LABertForQuestionAnswering
 from quantization import Recipe, load_int8, quantize, recipes
 from reader import Reader
-from trainer_qa import LengthDropSettings, kl_divergence
+from trainer_qa import LengthDropSettings
 
 FULL, CONFIG = (16, 16, 16), (12, 8, 5)
 STATIC, DYNAMIC = Recipe(by_token="none", smoothing=None), recipes("dynamic", "minmax", True)[0]
@@ -171,16 +168,10 @@ def test_gradient_accumulation_equals_the_same_global_batch(tmp_path):
 
 
 def test_two_processes_equal_one_on_the_same_global_batch_and_reduce_once_a_step(tmp_path):
-    script = WORKER.format(root=str(Path(__file__).parent.parent), tests=str(Path(__file__).parent))
-    script = script.replace(
+    script = WORKER.replace(
         "test_trainer_qa import make_data, make_trainer, weights, SETTINGS", "test_finish_qa import *"
     )
-    (tmp_path / "worker.py").write_text(script.replace("max_steps=3", "max_steps=1, length_config=None"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--standalone", str(tmp_path / "worker.py"), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(script.replace("max_steps=3", "max_steps=1, length_config=None"), tmp_path)
     single = make_trainer(tmp_path / "one", length_config=None, per_device_train_batch_size=8, max_steps=1)
     single.train()
     double = torch.load(tmp_path / "weights.pt", weights_only=True)

@@ -1,12 +1,8 @@
 """Training with a teacher: the step against one written out by hand, one big batch, one uninterrupted run, one process."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from stages import run_in_two_processes
 from test_trainer_qa import SETTINGS, Stop, make_data, make_model, weights
 from torch.nn import functional as F
 from transformers import TrainingArguments
@@ -231,13 +227,7 @@ os._exit(0)
 
 def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
     """Real gloo processes under torchrun, with a projection, with sub-models, and without a task loss for the head."""
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER.format(root=str(Path(__file__).parent.parent), tests=str(Path(__file__).parent)))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--standalone", str(worker), str(tmp_path)]
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(WORKER, tmp_path)
     for name, (settings, length_drop) in LESSONS.items():
         torch.manual_seed(9)
         alone = {"per_device_train_batch_size": 8, "max_steps": 3, "length_drop": length_drop}

@@ -2,14 +2,11 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from stages import run_in_two_processes
 from transformers import BertConfig, TrainerCallback, TrainingArguments
 
 from distillation import kl_divergence
@@ -228,13 +225,7 @@ if dist.is_initialized():
 
 def test_two_processes_equal_one_on_the_same_global_batch_and_reduce_once_a_step(tmp_path):
     """Real gloo processes under torchrun; a communication hook counts the gradient reductions."""
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER.format(root=str(Path(__file__).parent.parent), tests=str(Path(__file__).parent)))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--standalone", str(worker), str(tmp_path)]
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(WORKER, tmp_path)
     single = make_trainer(tmp_path / "single", per_device_train_batch_size=8, max_steps=3, logging_steps=3)
     single.train()
     double = torch.load(tmp_path / "weights.pt", weights_only=True)
