@@ -34,7 +34,6 @@ STUDENTS = {  # name: (flags of a training, share of the steps), one after the o
     "relations, then prediction": [(["--relation_loss_ratio", "1"], 0.5), (["--pred_distill"], 0.5)],
 }
 SOURCES = ("self", "teacher", "both")
-EVALUATION = ["--do_eval", "--accuracy_only"]
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,10 +67,15 @@ def run_qa(folder: Path, result: str, flags: list[object], args: argparse.Namesp
 
 def training(args: argparse.Namespace, model: object, steps: int) -> list[object]:
     """The flags that every training shares."""
-    data = ["--train_file", args.train_file, "--validation_file", args.validation_file]
+    data = ["--train_file", args.train_file]
     sizes = ["--max_train_samples", args.questions, "--max_steps", steps, "--learning_rate", args.learning_rate]
     sizes += ["--per_device_train_batch_size", args.batch_size, "--warmup_steps", "0.06"]
     return ["--model_name_or_path", model, *data, *sizes, "--do_train"]
+
+
+def scoring(args: argparse.Namespace) -> list[object]:
+    """The flags of an evaluation after a training."""
+    return ["--validation_file", args.validation_file, "--do_eval", "--accuracy_only"]
 
 
 def learning(args: argparse.Namespace, layers: bool = False) -> list[object]:
@@ -89,7 +93,7 @@ def train_student(name: str, args: argparse.Namespace) -> tuple[Path, dict]:
         flags = training(args, model or args.teacher, round(args.steps * share)) + lesson
         flags += [] if model else ["--student_layers", args.student_layers]
         flags += learning(args, layers="--pred_distill" not in lesson) if lesson else []
-        flags += EVALUATION if last else []
+        flags += scoring(args) if last else []
         scores, model = run_qa(folder, "eval_results.json" if last else "train_results.json", flags, args), folder
     return folder, scores
 
@@ -97,7 +101,13 @@ def train_student(name: str, args: argparse.Namespace) -> tuple[Path, dict]:
 def train_dynamic(source: str, student: Path, args: argparse.Namespace) -> list[dict]:
     """Scores by constant ratio after LengthDrop whose sub-models learn from `source`, full length first."""
     folder = args.output_dir / f"length_drop-{source}"
-    flags = [*training(args, student, args.drop_steps), *EVALUATION, "--length_adaptive", "--kl_direction", "full_sub"]
+    flags = [
+        *training(args, student, args.drop_steps),
+        *scoring(args),
+        "--length_adaptive",
+        "--kl_direction",
+        "full_sub",
+    ]
     flags += ["--length_drop_ratio_bound", "0.3", "--num_sandwich", "1", "--length_drop_teacher", source]
     if source != "self":
         flags += learning(args)
