@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import quiet_libraries  # noqa: F401  (before transformers)
 
 # isort: split
+from transformers.utils import logging as transformers_logging
+
 from ask_qa import read_passage
 from benchmark import Contender, measure_latency
 from int8_folder import RECIPE_FILE
@@ -130,6 +132,7 @@ def draw(path: Path, found: Trace, cost: dict[str, float]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
+    transformers_logging.disable_progress_bar()
     try:
         reader = Reader.from_pretrained(args.model)
     except (OSError, ValueError) as error:
