@@ -101,13 +101,8 @@ def train_student(name: str, args: argparse.Namespace) -> tuple[Path, dict]:
 def train_dynamic(source: str, student: Path, args: argparse.Namespace) -> list[dict]:
     """Scores by constant ratio after LengthDrop whose sub-models learn from `source`, full length first."""
     folder = args.output_dir / f"length_drop-{source}"
-    flags = [
-        *training(args, student, args.drop_steps),
-        *scoring(args),
-        "--length_adaptive",
-        "--kl_direction",
-        "full_sub",
-    ]
+    flags = [*training(args, student, args.drop_steps), *scoring(args)]
+    flags += ["--length_adaptive", "--kl_direction", "full_sub"]
     flags += ["--length_drop_ratio_bound", "0.3", "--num_sandwich", "1", "--length_drop_teacher", source]
     if source != "self":
         flags += learning(args)
