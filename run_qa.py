@@ -257,6 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with interruptions.as_exceptions():
             run(args)
+        return 0
     except (DataError, LengthConfigError, PlotError, RunError, SearchError) as error:
         print(f"run_qa.py: error: {error}", file=sys.stderr)
         return 1
@@ -267,9 +268,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"run_qa.py: error: {problem}; {interruption(args)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"\nrun_qa.py: interrupted; {interruption(args)}", file=sys.stderr)
-        return 143 if isinstance(stop, interruptions.Terminated) else 130
-    return 0
+        status = 143 if isinstance(stop, interruptions.Terminated) else 130
+    # Here the interrupted frames are gone, and their progress bars with them, which would be drawn below this line.
+    print(f"\nrun_qa.py: interrupted; {interruption(args)}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
