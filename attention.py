@@ -114,6 +114,9 @@ def _flash_on_cuda(query, key, value, bias, scaling, dropout):
 # ---- the fused operator --------------------------------------------------------------------------------------------
 
 
+FUSED_ATTENTION = {torch.float32: "attention", torch.bfloat16: "attention_bf16"}  # the operator, by what it reads
+
+
 def fused_attention(
     hidden_states: torch.Tensor, linears: list[nn.Linear], heads: int, real: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +130,8 @@ def fused_attention(
         real = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool)
     offsets = F.pad(real.sum(1).cumsum(0), (1, 0))
     rows = hidden_states[real] if offsets[-1] < real.numel() else hidden_states.flatten(0, 1)
-    context, significance = torch.ops.quala.attention(F.linear(rows, weight, bias), offsets, heads, True)
+    fused = F.linear(rows, weight, bias)  # bf16 under autocast
+    context, significance = getattr(torch.ops.quala, FUSED_ATTENTION[fused.dtype])(fused, offsets, heads, True)
     if offsets[-1] < real.numel():
         context = context.new_zeros(*real.shape, context.shape[1]).masked_scatter_(real[:, :, None], context)
         significance = significance.new_zeros(real.shape).masked_scatter_(real, significance)

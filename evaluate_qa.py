@@ -107,7 +107,8 @@ def prepare_attention(args: Arguments, model: PreTrainedModel, length_config: tu
     """Load the fused attention for a float model that will drop tokens on a CPU; compiled where it is missing."""
     lengths = length_config or getattr(model.config, "length_config", None)
     drops = args.search.do_search or args.length_adaptive.measure_rate or lengths
-    if not drops or args.run.bf16 or args.run.device.type != "cpu":
+    slower_in_bf16 = args.run.bf16 and not torch.cpu._is_amx_tile_supported()  # which has the attention in bf16
+    if not drops or slower_in_bf16 or args.run.device.type != "cpu":
         return
     with args.run.main_process_first(desc="fused attention"):
         load_fused_operators(engine_cache(args.quantization.engine_cache_dir))

@@ -24,7 +24,7 @@ from length_config import (
     sample_layer_config,
     sample_length_config,
 )
-from native_engine import NativeModel, micro_batches, missing_rows
+from native_engine import ROWS, NativeModel, micro_batches
 from results_qa import instruction_set, processor
 from serving_latency import Batch, LengthConfig, measure_turns, passes, spread, without_drift
 
@@ -95,7 +95,7 @@ def layer_terms(length_config: LengthConfig, windows: Windows, packed: bool) -> 
     rows = kept_rows(length_config, windows, packed)
     layers = [(before, after, bool((after < before).any())) for before, after in itertools.pairwise(rows)]
     products = [int(kept.sum()) for kept in rows]
-    products = [count + missing_rows(count) if packed else count for count in products]
+    products = [count + -count % ROWS if packed else count for count in products]
     return {
         "batches": 1.0,  # all that does not depend on the config: embeddings, the first projections, the head
         "projected rows": float(sum(products[:-1])),

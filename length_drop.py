@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from attention import attention_with_significance, explicit_attention, fused_attention, real_tokens
+from attention import (
+    FUSED_ATTENTION,
+    attention_with_significance,
+    explicit_attention,
+    fused_attention,
+    real_tokens,
+)
 from length_config import check_stored_length_config, is_fractional, kept_tokens, validate_length_config
 from native_ops import fused_operators_loaded
 
@@ -114,11 +120,12 @@ class LengthAdaptiveSelfAttention:
     def _can_be_fused(self, hidden_states: torch.Tensor, linears: Sequence[nn.Module]) -> bool:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False  # packing depends on the data
-        in_float32 = hidden_states.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        autocast = torch.is_autocast_enabled("cpu")
+        operator = FUSED_ATTENTION.get(torch.get_autocast_dtype("cpu") if autocast else hidden_states.dtype)
         infers_on_cpu = not torch.is_grad_enabled() and not self.training and hidden_states.device.type == "cpu"
         plain = all(type(linear) is nn.Linear for linear in linears)  # others compute something else
-        wanted = self.config._attn_implementation == "sdpa" and fused_operators_loaded()
-        return wanted and infers_on_cpu and in_float32 and plain
+        wanted = self.config._attn_implementation == "sdpa" and operator and fused_operators_loaded(operator)
+        return wanted and infers_on_cpu and plain
 
     def _trains_faster_without_sdpa(self, hidden_states: torch.Tensor) -> bool:
         # In bf16 on a CPU the backward pass of PyTorch's flash attention takes longer than all other parts of a layer.

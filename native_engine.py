@@ -1,4 +1,4 @@
-"""The native backend: the INT8 folder in eager modules on oneDNN's INT8 products and the operators of native_ops.py.
+"""The native backend: the INT8 folder in eager modules on the operators of native_ops.py.
 
 Nothing is traced or compiled when a question comes: batch, lengths and length config are arguments of the call.  Padding
 is taken out before the first layer and no row is computed for it; dropped tokens leave the matrix in the same way.
@@ -19,25 +19,17 @@ from int8_engine import Int8Model, check_integer_products, executed_products
 from int8_folder import has_vnni, read_modules
 from int8_modules import Int8Linear
 from length_config import kept_tokens
-from native_ops import load_fused_operators
+from native_ops import fused_operators_loaded, load_fused_operators, pack_linear
 from results_qa import instruction_set
 
 logger = logging.getLogger(__name__)
 ops = torch.ops.quala
-ROWS = 32  # products have a multiple of these
+ROWS = 32  # which the operators take through a layer together
 TOKENS = 2048  # as many go through the layers together: what a layer leaves for the next one stays in the cache
 
 
-def missing_rows(rows: int) -> int:
-    """How many rows a product of so many has besides.
-
-    oneDNN compiles a product for every number of rows that it meets and keeps a thousand, 270 KiB each: few numbers.
-    """
-    return -rows % (ROWS if rows <= 16 * ROWS else 4 * ROWS)
-
-
 class NativeLinear(nn.Module):
-    """Int8Linears that read the same bytes, as one integer product: (N, in) bytes to (N, sum of out) floats."""
+    """Int8Linears that read the same input, as one integer product: (N, in) floats to (N, sum of out) floats."""
 
     def __init__(self, *layers: Int8Linear):
         super().__init__()
@@ -49,25 +41,15 @@ class NativeLinear(nn.Module):
             raise RunError(
                 "query, key and value have ranges of their own, which the native backend cannot use: --tune again."
             )
-        self.shape = weight.shape[1], weight.shape[0]
-        self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
-        self.weight_scale = torch.cat([layer.weight_scale for layer in layers])
-        self.weight_zero_point = torch.zeros_like(self.weight_scale, dtype=torch.int32)
-        self.bias = torch.cat([layer.bias for layer in layers])
-        self.by_token = first.input_scale is None
-        # What makes bytes of its input: the last arguments of the operators.
-        self.range = first.shrink, first.input_scale or 0.0, first.input_zero_point
-        self.scale = (1 / 127, 128) if self.by_token else (first.input_scale, first.input_zero_point)
+        by_row = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight_scale", "bias"))
+        together = Int8Linear(weight, *by_row, first.input_scale, first.input_zero_point, first.smoothing)
+        self.columns = len(weight)
+        # The arguments of the operators.
+        self.layer, self.range = pack_linear(together), [first.input_scale or 0.0, float(first.input_zero_point)]
+        self.padded_shape = 64 * self.layer[0].shape[1], 16 * self.layer[0].shape[0]
 
-    def forward(self, values: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        rows, bias = len(values), None if self.by_token else self.bias
-        if missing := missing_rows(rows):
-            values = F.pad(values, (0, 0, 0, missing))
-        weights = self.weight, self.weight_scale, self.weight_zero_point, bias
-        product = torch.ops.onednn.qlinear_pointwise(
-            values, *self.scale, *weights, 1.0, 0, torch.float32, "none", [], ""
-        )[:rows]
-        return torch.addcmul(self.bias, product, largest) if self.by_token else product
+    def forward(self, x: torch.Tensor, half: bool = False) -> torch.Tensor:
+        return ops.linear(x, self.layer, self.range, self.columns, half)
 
 
 @dataclass(frozen=True)
@@ -94,33 +76,36 @@ class Packed:
 
 
 class NativeLayer(nn.Module):
-    """A layer of the encoder: packed hidden states in float and in bytes, the same after the layer."""
+    """A layer of the encoder: packed hidden states (T, D), the same after the layer."""
 
-    def __init__(self, parts: dict[str, nn.Module], following: NativeLinear, heads: int):
+    def __init__(self, parts: dict[str, nn.Module], heads: int):
         super().__init__()
-        self.heads, self.following = heads, following
-        self.attend = ops.attention_int8 if has_vnni() else ops.attention
+        self.heads, self.attend = heads, fastest_attention()
         self.fused = NativeLinear(*(parts[f"attention.self.{name}"] for name in ("query", "key", "value")))
-        self.context = NativeLinear(parts["attention.output.dense"])
-        self.context_norm = parts["attention.output.LayerNorm"]
-        self.up = NativeLinear(parts["intermediate.dense"])
-        self.down, self.norm = NativeLinear(parts["output.dense"]), parts["output.LayerNorm"]
+        self.context, self.context_norm = NativeLinear(parts["attention.output.dense"]), parts["attention.output.LayerNorm"]
+        self.up, self.down = NativeLinear(parts["intermediate.dense"]), NativeLinear(parts["output.dense"])
+        self.norm = parts["output.LayerNorm"]
 
-    def forward(self, hidden, values, packed: Packed, kept: torch.Tensor | None):
-        fused = self.fused(*values)
+    def forward(self, hidden: torch.Tensor, packed: Packed, kept: torch.Tensor | None) -> tuple[torch.Tensor, Packed]:
+        fused = self.fused(hidden, half=self.attend is ops.attention_bf16)
         context, significance = self.attend(fused, packed.offsets, self.heads, kept is not None)
+        rows = None
         if kept is not None:
             rows, packed = packed.select(significance, kept)
-            hidden, context = hidden.index_select(0, rows), context.index_select(0, rows)
-        output = self.context(*ops.quantize(context, *self.context.range))
-        hidden, *values = add_norm(output, hidden, self.context_norm, self.up)
-        output = self.down(*ops.gelu_quantize(self.up(*values), *self.down.range))
-        hidden, *values = add_norm(output, hidden, self.norm, self.following)
-        return hidden, values, packed
+        context_norm, norm = self.context_norm, self.norm
+        hidden = ops.linear_add_norm(
+            context, hidden, rows, self.context.layer, self.context.range, [context_norm.weight, context_norm.bias],
+            context_norm.eps,
+        )
+        linears = self.up.layer, self.up.range, self.down.layer, self.down.range
+        return ops.feed_forward(hidden, *linears, [norm.weight, norm.bias], norm.eps), packed
 
 
-def add_norm(x: torch.Tensor, residual: torch.Tensor, norm: nn.LayerNorm, following: NativeLinear):
-    return ops.add_norm_quantize(x, residual, norm.weight, norm.bias, norm.eps, *following.range)
+def fastest_attention():
+    """The operator whose products are the fastest on this processor."""
+    if fused_operators_loaded("attention_bf16"):
+        return ops.attention_bf16
+    return ops.attention_int8 if has_vnni() else ops.attention
 
 
 class NativeModel(Int8Model):
@@ -139,22 +124,26 @@ class NativeModel(Int8Model):
         base, heads = self.config.model_type, self.config.num_attention_heads
         self.embeddings = nn.ModuleDict(below(f"{base}.embeddings.", modules))
         self.head = NativeLinear(modules["qa_outputs"])
-        self.layers, following = nn.ModuleList(), self.head
-        for index in reversed(range(self.config.num_hidden_layers)):
-            self.layers.insert(0, NativeLayer(below(f"{base}.encoder.layer.{index}.", modules), following, heads))
-            following = self.layers[0].fused
+        self.layers = nn.ModuleList(
+            NativeLayer(below(f"{base}.encoder.layer.{index}.", modules), heads)
+            for index in range(self.config.num_hidden_layers)
+        )
         self._proven = False
 
     def prepare(self, length_config: tuple[int, ...] | None) -> None:
         if not self._proven:
-            example = torch.ones(1, 8, dtype=torch.long)
-            inputs = {name: example for name in self.input_names}
-            products = {
-                name: module.shape for name, module in self.named_modules() if isinstance(module, NativeLinear)
-            }
-            implementation = check_integer_products(products, executed_products(lambda: self.logits(inputs, None)))
-            logger.info("INT8 engine native, instruction set %s: %s", instruction_set(), implementation)
+            logger.info("INT8 engine native, instruction set %s: %s", instruction_set(), self.implementation())
             self._proven = True
+
+    def implementation(self) -> str:
+        """What computes the linear layers.  That in C++ has no other products than those of bytes; PyTorch's are proven."""
+        if fused_operators_loaded("linear"):
+            return "products of " + ("tiles" if fused_operators_loaded("attention_bf16") else "vectors")
+        example = torch.ones(1, 8, dtype=torch.long)
+        inputs = {name: example for name in self.input_names}
+        linears = {name: module for name, module in self.named_modules() if isinstance(module, NativeLinear)}
+        products = {name: module.padded_shape for name, module in linears.items()}
+        return check_integer_products(products, executed_products(lambda: self.logits(inputs, None)))
 
     @torch.no_grad()
     def logits(self, inputs: dict[str, torch.Tensor], length_config: tuple[int, ...] | None):
@@ -186,15 +175,15 @@ class NativeModel(Int8Model):
         if not len(positions):
             return
         packed, hidden = Packed(F.pad(counts.cumsum(0), (1, 0)), positions), self.embed(inputs, real)
-        values, left = ops.quantize(hidden, *self.layers[0].fused.range), counts
+        left = counts
         for layer, length in zip(self.layers, length_config or itertools.repeat(None)):
             kept = counts if length is None else torch.tensor([kept_tokens(length, n) for n in counts.tolist()])
             drops = bool((kept < left).any())
             if drops:
-                result[packed.positions] = self.head(*ops.quantize(hidden, *self.head.range))
-            hidden, values, packed = layer(hidden, values, packed, kept if drops else None)
+                result[packed.positions] = self.head(hidden)
+            hidden, packed = layer(hidden, packed, kept if drops else None)
             left = torch.minimum(left, kept)
-        result[packed.positions] = self.head(*values)
+        result[packed.positions] = self.head(hidden)
 
 
 def below(prefix: str, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:

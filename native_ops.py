@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from int8_modules import Int8Linear
 from results_qa import cxx_compiler, folder_in_cache, processor
 
 logger = logging.getLogger(__name__)
@@ -32,18 +33,20 @@ FLAGS = [
     "-DCPU_CAPABILITY_AVX512",
 ]
 
-# How a row becomes bytes; scale 0: each row has a range of its own.
-BYTES = "Tensor? shrink, float scale, int zero_point"
 LIBRARY = torch.library.Library("quala", "DEF")
-for _attention in ("attention", "attention_int8"):
+for _attention in ("attention", "attention_bf16", "attention_int8"):
     LIBRARY.define(
         f"{_attention}(Tensor fused, Tensor offsets, int heads, bool with_significance) -> (Tensor, Tensor)"
     )
-LIBRARY.define(f"quantize(Tensor x, {BYTES}) -> (Tensor, Tensor)")
-LIBRARY.define(f"gelu_quantize(Tensor x, {BYTES}) -> (Tensor, Tensor)")
+# A layer is what `pack_linear` gives; range is scale and zero point of its input, scale 0 if each row has its own.
+LIBRARY.define("linear(Tensor x, Tensor[] layer, float[] range, int columns, bool half) -> Tensor")
 LIBRARY.define(
-    "add_norm_quantize(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, "
-    f"{BYTES}) -> (Tensor, Tensor, Tensor)"
+    "linear_add_norm(Tensor x, Tensor residual, Tensor? rows, Tensor[] layer, float[] range, Tensor[] norm, float eps) "
+    "-> Tensor"
+)
+LIBRARY.define(
+    "feed_forward(Tensor x, Tensor[] up, float[] up_range, Tensor[] down, float[] down_range, Tensor[] norm, float eps) "
+    "-> Tensor"
 )
 
 
@@ -57,6 +60,12 @@ def attention(fused, offsets, heads, with_significance):
     and queries; nothing of it if it is not wanted.
     """
     return _attend(fused, offsets, heads, with_significance, _attend_in_float)
+
+
+def attention_bf16(fused, offsets, heads, with_significance):
+    """`attention` of bf16 with bf16 products, whose sums, scores and exponentials are float32."""
+    context, significance = attention(fused.float(), offsets, heads, with_significance)
+    return context.to(fused.dtype), significance
 
 
 def attention_int8(fused, offsets, heads, with_significance):
@@ -102,59 +111,90 @@ def _whole(x, dim, levels):
     return (x / step).round(), step
 
 
-def quantize(x, shrink, scale, zero_point):
-    """Bytes (N, K) of the rows of `x` times `shrink`, and the largest magnitude (N, 1) of each, or (0, 1) if unused."""
-    x = x if shrink is None else x * shrink
+def pack_linear(layer: Int8Linear) -> list[torch.Tensor]:
+    """The tensors of an operator's layer: weight, what its sums have too much, factor and bias by column, and smoothing.
+
+    The weight is (N / 16, K / 64, 16, 64): of every 16 columns, 16 times four bytes of each; N is padded to a multiple of
+    32 and K of 64.
+    """
+    columns, depth = layer.weight.shape
+    weight = F.pad(layer.weight, (0, -depth % 64, 0, -columns % 32))
+    zero_point = 128 if layer.input_scale is None else layer.input_zero_point
+    factor = layer.weight_scale * (1 / 127 if layer.input_scale is None else layer.input_scale)
+    packed = weight.view(-1, 16, weight.shape[1] // 64, 16, 4).permute(0, 2, 3, 1, 4).flatten(3).contiguous()
+    by_column = [F.pad(values, (0, -columns % 32)) for values in (factor, layer.bias)]
+    shrink = [] if layer.shrink is None else [F.pad(layer.shrink, (0, -depth % 64))]
+    return [packed, weight.sum(1, dtype=torch.int32) * zero_point, *by_column, *shrink]
+
+
+def linear(x, layer, range, columns, half):
+    """x W^T + b (T, columns) of the rows of `x`, by a product of bytes; in bf16 if `half`."""
+    weight, correction, factor, bias, *shrink = layer
+    values, largest = quantize(F.pad(x.float(), (0, 64 * weight.shape[1] - x.shape[1])), *shrink, range=range)
+    rows = weight.unflatten(3, (16, 4)).permute(0, 3, 1, 2, 4).reshape(len(bias), -1)
+    zero_point = 128 if range[0] == 0 else int(range[1])
+    packed = torch.ops.onednn.qlinear_prepack(rows, None)
+    scales = 1.0, zero_point, packed, factor, torch.zeros_like(correction), None  # the input's scale is in the factor
+    product = torch.ops.onednn.qlinear_pointwise(values, *scales, 1.0, 0, torch.float32, "none", [], "")
+    result = torch.addcmul(bias, product, largest)
+    return result[:, :columns].to(torch.bfloat16 if half else torch.float32)
+
+
+def quantize(x, shrink=None, *, range):
+    """Bytes (N, K) of the rows of `x` times `shrink`, and the largest magnitude (N, 1) of each, 1 where it is not used."""
+    (scale, zero_point), x = range, x if shrink is None else x * shrink
     if scale:
-        return (x * (1 / scale)).round().add(zero_point).clamp(0, 255).to(torch.uint8), x.new_empty(0, 1)
+        return (x * (1 / scale)).round().add(zero_point).clamp(0, 255).to(torch.uint8), x.new_ones(len(x), 1)
     largest = x.abs().amax(1, keepdim=True).clamp(min=1e-6)
     return (x / largest * 127).round().add(128).clamp(0, 255).to(torch.uint8), largest
 
 
-def gelu_quantize(x, shrink, scale, zero_point):
-    """What `quantize` makes of GELU(x)."""
-    return quantize(F.gelu(x), shrink, scale, zero_point)
+def linear_add_norm(x, residual, rows, layer, range, norm, eps):
+    """LayerNorm(linear(x) + residual) of the `rows` (T') of both, all if None."""
+    if rows is not None:
+        x, residual = x.index_select(0, rows), residual.index_select(0, rows)
+    return F.layer_norm(linear(x, layer, range, residual.shape[1], False) + residual, norm[0].shape, *norm, eps)
 
 
-def add_norm_quantize(x, residual, weight, bias, eps, shrink, scale, zero_point):
-    """LayerNorm(x + residual), and what `quantize` makes of it."""
-    normed = F.layer_norm(x + residual, x.shape[-1:], weight, bias, eps)
-    return normed, *quantize(normed, shrink, scale, zero_point)
+def feed_forward(x, up, up_range, down, down_range, norm, eps):
+    """LayerNorm(down(GELU(up(x))) + x)."""
+    inner = F.gelu(linear(x, up, up_range, len(up[3]), False))
+    return linear_add_norm(inner, x, None, down, down_range, norm, eps)
 
 
-for _operator in (attention, attention_int8, quantize, gelu_quantize, add_norm_quantize):
+for _operator in (attention, attention_bf16, attention_int8, linear, linear_add_norm, feed_forward):
     LIBRARY.impl(_operator.__name__, _operator, "CompositeExplicitAutograd")  # a kernel of the compiled library wins
 
 
-def _bytes_like(x: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(x, dtype=torch.uint8), x.new_empty(0 if scale else x.shape[0], 1)
-
-
 @torch.library.register_fake("quala::attention")
+@torch.library.register_fake("quala::attention_bf16")
 @torch.library.register_fake("quala::attention_int8")
 def _(fused, offsets, heads, with_significance):
-    return fused.new_empty(fused.shape[0], fused.shape[1] // 3), fused.new_empty(
-        fused.shape[0] if with_significance else 0
-    )
+    significance = fused.new_empty(fused.shape[0] if with_significance else 0, dtype=torch.float32)
+    return fused.new_empty(fused.shape[0], fused.shape[1] // 3), significance
 
 
-@torch.library.register_fake("quala::quantize")
-@torch.library.register_fake("quala::gelu_quantize")
-def _(x, shrink, scale, zero_point):
-    return _bytes_like(x, scale)
+@torch.library.register_fake("quala::linear")
+def _(x, layer, range, columns, half):
+    return x.new_empty(x.shape[0], columns, dtype=torch.bfloat16 if half else torch.float32)
 
 
-@torch.library.register_fake("quala::add_norm_quantize")
-def _(x, residual, weight, bias, eps, shrink, scale, zero_point):
-    return torch.empty_like(x), *_bytes_like(x, scale)
+@torch.library.register_fake("quala::linear_add_norm")
+def _(x, residual, rows, layer, range, norm, eps):
+    return residual.new_empty((residual if rows is None else rows).shape[0], residual.shape[1])
+
+
+@torch.library.register_fake("quala::feed_forward")
+def _(x, up, up_range, down, down_range, norm, eps):
+    return torch.empty_like(x)
 
 
 # ---- the operators in C++ ------------------------------------------------------------------------------------------
 
 
-def fused_operators_loaded() -> bool:
-    """Whether the operators of this process are those in C++."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("quala::attention", "CPU")
+def fused_operators_loaded(operator: str = "attention") -> bool:
+    """Whether an operator of this process is the one in C++."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"quala::{operator}", "CPU")
 
 
 @cache

@@ -40,14 +40,9 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def products(sizes: dict[str, tuple[int, int]], tokens: int) -> tuple[dict, dict]:
-    """Calls of INT8 products by name, and their multiply-accumulates."""
-    calls, macs = {}, {}
-    for name, (inputs, outputs) in sizes.items():
-        linear = NativeLinear(Int8Linear.from_float(nn.Linear(inputs, outputs), (-4.0, 4.0)))
-        values = torch.randint(0, 256, (tokens, inputs), dtype=torch.uint8)
-        calls[name], macs[name] = partial(linear, values, torch.empty(0, 1)), tokens * inputs * outputs
-    return calls, macs
+def linears(sizes: dict[str, tuple[int, int]]) -> dict[str, NativeLinear]:
+    layers = {name: Int8Linear.from_float(nn.Linear(*shape), (-4.0, 4.0)) for name, shape in sizes.items()}
+    return {name: NativeLinear(layer) for name, layer in layers.items()}
 
 
 def main() -> None:
@@ -55,37 +50,36 @@ def main() -> None:
     load_fused_operators(args.engine_cache_dir)
     torch.manual_seed(0)
     rows, length, size, heads = args.batch_size, args.sequence_length, args.hidden_size, args.heads
-    x, wide = torch.randn(rows * length, size), torch.randn(rows * length, 4 * size)
-    fused, offsets = torch.randn(rows * length, 3 * size), torch.arange(0, rows * length + 1, length)
+    tokens, norm = rows * length, [torch.ones(size), torch.zeros(size)]
+    x, fused, offsets = torch.randn(tokens, size), torch.randn(tokens, 3 * size), torch.arange(0, tokens + 1, length)
     separate = fused.view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    weight = torch.ones(size)
     shape = {"hidden_size": size, "num_attention_heads": heads, "intermediate_size": 4 * size}
     layer = BertLayer(BertConfig(**shape, attn_implementation="sdpa")).eval()
-    sizes = {
-        "query_key_value": (size, 3 * size),
-        "context": (size, size),
-        "up": (size, 4 * size),
-        "down": (4 * size, size),
+    sizes = {"fused": (size, 3 * size), "context": (size, size), "up": (size, 4 * size), "down": (4 * size, size)}
+    linear = linears(sizes)
+    context, up, down = ((linear[name].layer, linear[name].range) for name in ("context", "up", "down"))
+    calls = {
+        "query, key, value": partial(linear["fused"], x, half=True),
+        "projection, norm": partial(ops.linear_add_norm, x, x, None, *context, norm, 1e-12),
+        "feed-forward, norm": partial(ops.feed_forward, x, *up, *down, norm, 1e-12),
     }
-    calls, macs = products(sizes, rows * length)
-    calls |= {
-        "attention_int8 with scores": partial(ops.attention_int8, fused, offsets, heads, True),
-        "attention_int8": partial(ops.attention_int8, fused, offsets, heads, False),
-        "attention with scores": partial(ops.attention, fused, offsets, heads, True),
-        "attention": partial(ops.attention, fused, offsets, heads, False),
-        "quantize": partial(ops.quantize, x, weight, 0.02, 128),
-        "add_norm_quantize": partial(ops.add_norm_quantize, x, x, weight, weight, 1e-12, weight, 0.02, 128),
-        "gelu_quantize by token": partial(ops.gelu_quantize, wide, None, 0.0, 0),
-        "scaled_dot_product_attention": partial(F.scaled_dot_product_attention, *separate),
-        "bert_layer": partial(layer, x.view(rows, length, size)),
-    }
+    macs = {"query, key, value": 3 * tokens * size**2, "projection, norm": tokens * size**2}
+    macs["feed-forward, norm"] = 8 * tokens * size**2
+    inputs = {"attention_bf16": fused.to(torch.bfloat16), "attention_int8": fused, "attention": fused}
+    for name, values in inputs.items():
+        for ending, scores in ((" with scores", True), ("", False)):
+            calls[name + ending] = partial(getattr(ops, name), values, offsets, heads, scores)
+    calls["scaled_dot_product_attention"] = partial(F.scaled_dot_product_attention, *separate)
+    half = separate.to(torch.bfloat16)
+    calls["scaled_dot_product_attention, bf16"] = partial(F.scaled_dot_product_attention, *half)
+    calls["bert_layer"] = partial(layer, x.view(rows, length, size))
     with torch.inference_mode():
         timings = measure_latency(calls)
     print(f"{rows} sequences of {length} tokens, {torch.get_num_threads()} threads, ms a sequence")
     for name, timing in timings.items():
         median, slow = (timing[f"latency_ms_{key}"] / rows for key in ("median", "p90"))
         speed = f"{macs[name] / rows / median / 1e6:7.0f} GMAC/s" if name in macs else ""
-        print(f"{name:30} {median:8.3f} {slow:8.3f} {speed}")
+        print(f"{name:35} {median:8.3f} {slow:8.3f} {speed}")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,13 @@
 
 #pragma once
 
-#include <c10/util/Unroll.h>
-
-#include "vectors.h"
+#include "products.h"
 
 #ifdef __AVX512VNNI__
 
 namespace {
 
-constexpr int kRows = 8, kVectors = 2;  // queries and vectors of columns at a time: their sums fit the registers
 constexpr int64_t kProbabilities = 4095;  // steps of the largest probability of a row
-constexpr float kNever = -1e30f;  // the score of padding: finite, so that nothing becomes NaN
-constexpr int64_t kColumns = kVectors * kLanes;
 
 // Bytes of four channels (keys) or 16 bits of two tokens (values) lie together: one instruction adds up their products.
 struct ByteBuffers {
@@ -36,8 +31,6 @@ struct ByteBuffers {
     votes.resize(padded);
   }
 };
-
-__mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1 << count) - 1); }
 
 // `rows` points at 16 channels of the first token; those of the next token lie `stride` floats further on.
 struct Channels {
@@ -97,56 +90,20 @@ float pack_query(const float* query, const float* key_steps, int64_t size, int8_
   return step;
 }
 
-struct Bytes {  // the rows' are signed, the columns' are not
-  static __m512i add(__m512i sums, __m512i row, __m512i column) { return _mm512_dpbusd_epi32(sums, column, row); }
-};
-struct Words {
-  static __m512i add(__m512i sums, __m512i row, __m512i column) { return _mm512_dpwssd_epi32(sums, column, row); }
-};
-
-// Calls store(row, vector, sums) for the kRows x kVectors sums of products of rows with vectors of columns, 32 bits of each
-// at every one of `steps`.  Unrolled by hand, or the sums would not stay in registers.
-template <typename Products, typename Store>
-inline void multiply(const void* rows, int64_t row_bytes, const int32_t* columns, int64_t column_stride, int64_t steps,
-                     const Store& store) {
-  __m512i sums[kRows * kVectors], column[kVectors];
-  const c10::ForcedUnroll<kRows * kVectors> each_sum;
-  std::fill_n(sums, kRows * kVectors, _mm512_setzero_si512());
-  for (int64_t k = 0; k < steps; k++) {
-    c10::ForcedUnroll<kVectors>{}(
-        [&](auto v) { column[v] = _mm512_loadu_si512(columns + k * column_stride + v * kLanes); });
-    each_sum([&](auto i) {
-      int32_t bits;
-      std::memcpy(&bits, static_cast<const char*>(rows) + i / kVectors * row_bytes + 4 * k, 4);
-      sums[i] = Products::add(sums[i], _mm512_set1_epi32(bits), column[i % kVectors]);
-    });
-  }
-  each_sum([&](auto i) { store(i / kVectors, i % kVectors, sums[i]); });
-}
-
 // Scores (kRows, padded) of the packed queries, in their own steps; `largest` gets those of each row.
 void score_rows(int64_t padded, int64_t size, float (&largest)[kRows], ByteBuffers& b) {
   const int64_t columns = round_up(size, kColumns);
   __m512 highest[kRows];
   std::fill_n(highest, kRows, _mm512_set1_ps(kNever));
   for (int64_t j = 0; j < padded; j += kColumns)
-    multiply<Bytes>(
-        b.queries.data(), columns, b.keys.data() + j, padded, round_up(size, 4) / 4, [&](int64_t r, int64_t v, __m512i sums) {
+    multiply<SignedRows>(
+        b.queries.data(), columns, b.keys.data() + j, padded, kLanes, round_up(size, 4) / 4, [&](int64_t r, int64_t v, __m512i sums) {
           const int64_t column = j + v * kLanes;
           const __m512 score = _mm512_add_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(b.padding.data() + column));
           highest[r] = _mm512_max_ps(highest[r], score);
           _mm512_storeu_ps(b.scores.data() + r * padded + column, score);
         });
   for (int64_t r = 0; r < kRows; r++) largest[r] = _mm512_reduce_max_ps(highest[r]);
-}
-
-// 2^x, by a minimax polynomial on [0, 1) (relative error 7.5e-5, a third of a step of the largest probability).
-__m512 power_of_two(__m512 x) {
-  const __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 series = _mm512_fmadd_ps(rest, _mm512_set1_ps(0.07802452f), _mm512_set1_ps(0.22606716f));
-  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(0.69583354f));
-  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(0.99992522f));
-  return _mm512_scalef_ps(series, x);  // rounds x down by itself
 }
 
 // Scores become exponentials, the `largest` one kProbabilities, rounded and, if `keep`, also in place; returns one over the sum.
@@ -169,7 +126,7 @@ void weigh_values(int64_t count, int64_t padded, int64_t size, const float (&inv
   const int64_t columns = round_up(size, kColumns);
   for (int64_t c = 0; c < size; c += kColumns)
     multiply<Words>(
-        b.probabilities.data(), 2 * padded, b.values.data() + c, columns, padded / 2, [&](int64_t r, int64_t v, __m512i sums) {
+        b.probabilities.data(), 2 * padded, b.values.data() + c, columns, kLanes, padded / 2, [&](int64_t r, int64_t v, __m512i sums) {
           const int64_t column = c + v * kLanes;
           if (r >= count || column >= size) return;
           const __m512 factor = _mm512_set1_ps(inverse_sum[r]), scale = _mm512_loadu_ps(b.value_steps.data() + column);

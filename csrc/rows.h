@@ -1,10 +1,18 @@
-// Rows of floats that become bytes: what stands between two INT8 products.
+// What the native engine computes row by row: INT8 linear layers with what stands before and behind them, 32 rows at a time,
+// so that nothing between two products leaves the cache.
 
 #pragma once
 
-#include "vectors.h"
+#include "products.h"
+
+#ifdef __AVX512VNNI__
 
 namespace {
+
+using at::BFloat16;
+using at::TensorList;
+
+// ---- bytes --------------------------------------------------------------------------------------------------------
 
 // How floats become bytes: one range, or with `by_token` the row's own; `shrink` is null or a factor a channel.
 struct ByteRange {
@@ -14,115 +22,230 @@ struct ByteRange {
   bool by_token;
 };
 
-ByteRange byte_range(const std::optional<Tensor>& shrink, double scale, int64_t zero_point) {
-  const bool by_token = scale == 0;
-  const float inverse = static_cast<float>(1 / (by_token ? 1. / 127 : scale));
-  const int zero = by_token ? 128 : static_cast<int>(zero_point);
-  return {shrink ? shrink->data_ptr<float>() : nullptr, inverse, zero, by_token};
-}
-
-// Turns a row of floats, which it overwrites, into bytes; returns the largest magnitude where the range is the row's own.
+// Turns a row of floats, which it overwrites, into bytes; returns the largest magnitude where the range is the row's own,
+// else 1.  `size` is a multiple of 16.
 float quantize_row(float* row, uint8_t* bytes, int64_t size, const ByteRange& range) {
   if (range.shrink != nullptr)
-    each_vector(size, [&](int64_t i, int64_t n) {
-      (Vec::loadu(row + i, n) * Vec::loadu(range.shrink + i, n)).store(row + i, n);
-    });
+    for (int64_t i = 0; i < size; i += kLanes)
+      _mm512_storeu_ps(row + i, _mm512_mul_ps(_mm512_loadu_ps(row + i), _mm512_loadu_ps(range.shrink + i)));
   float largest = 1.f;
   if (range.by_token) {
-    Vec found(1e-6f);
-    each_vector(size, [&](int64_t i, int64_t n) { found = at::vec::maximum(found, Vec::loadu(row + i, n).abs()); });
-    largest = max_of(found);
+    __m512 found = _mm512_set1_ps(1e-6f);
+    for (int64_t i = 0; i < size; i += kLanes) found = _mm512_max_ps(found, _mm512_abs_ps(_mm512_loadu_ps(row + i)));
+    largest = _mm512_reduce_max_ps(found);
   }
-  const Vec factor(range.inverse_scale / largest);
-  const __m512i zero = _mm512_set1_epi32(range.zero_point), nothing = _mm512_setzero_si512();
-  each_vector(size, [&](int64_t i, int64_t n) {
-    const __m512i rounded = _mm512_add_epi32(_mm512_cvtps_epi32(Vec::loadu(row + i, n) * factor), zero);
-    const __m128i value = _mm512_cvtusepi32_epi8(_mm512_max_epi32(rounded, nothing));  // saturates at 255
-    _mm_mask_storeu_epi8(bytes + i, static_cast<__mmask16>((1u << n) - 1), value);
-  });
+  const __m512 factor = _mm512_set1_ps(range.inverse_scale / largest);
+  const __m512i zero = _mm512_set1_epi32(range.zero_point);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + i), factor));
+    const __m512i value = _mm512_max_epi32(_mm512_add_epi32(rounded, zero), _mm512_setzero_si512());
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + i), _mm512_cvtusepi32_epi8(value));  // saturates at 255
+  }
   return largest;
 }
 
-// Applies make(row index, floats) to every row and returns (bytes, largest magnitudes or nothing).
-template <typename Make>
-std::tuple<Tensor, Tensor> rows_of_bytes(const Tensor& like, const ByteRange& range, const Make& make) {
-  const int64_t rows = like.size(0), size = like.size(1);
-  Tensor bytes = at::empty({rows, size}, like.options().dtype(at::kByte));
-  Tensor largest = at::empty({range.by_token ? rows : 0, 1}, like.options());
-  uint8_t* target = bytes.data_ptr<uint8_t>();
-  float* magnitudes = largest.data_ptr<float>();
-  at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer(size);
-    for (int64_t i = begin; i < end; i++) {
-      make(i, buffer.data());
-      const float found = quantize_row(buffer.data(), target + i * size, size, range);
-      if (range.by_token) magnitudes[i] = found;
-    }
-  });
-  return {bytes, largest};
-}
+// ---- linear layers ------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor> quantize(
-    const Tensor& x, const std::optional<Tensor>& shrink, double scale, int64_t zero_point) {
-  const Tensor input = x.contiguous();
-  const float* source = input.data_ptr<float>();
-  const int64_t size = input.size(1);
-  return rows_of_bytes(input, byte_range(shrink, scale, zero_point), [&](int64_t i, float* row) {
-    std::copy_n(source + i * size, size, row);
-  });
-}
+// A layer as native_ops.pack_linear gives it; its sizes are padded: `depth` to a multiple of 64, `columns` of 32.
+struct Linear {
+  const int8_t* weight;
+  const int32_t* correction;
+  const float *factor, *bias;
+  int64_t depth, columns;
+  ByteRange range;
 
-// x Phi(x) with the error function of Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26 (error 1.5e-7).
-Vec gelu(const Vec& x) {
-  const Vec z = x.abs() * Vec(0.70710678f), t = Vec(1.f) / at::vec::fmadd(z, Vec(0.3275911f), Vec(1.f));
-  Vec series = at::vec::fmadd(t, Vec(1.061405429f), Vec(-1.453152027f));
-  series = at::vec::fmadd(series, t, Vec(1.421413741f));
-  series = at::vec::fmadd(series, t, Vec(-0.284496736f));
-  series = at::vec::fmadd(series, t, Vec(0.254829592f)) * t;
-  const Vec erf = Vec(1.f) - series * (z * z).neg().exp_u20();
-  return Vec(0.5f) * (x + x.abs() * erf);
-}
+  Linear(TensorList layer, at::ArrayRef<double> scale_and_zero_point)
+      : weight(layer[0].data_ptr<int8_t>()), correction(layer[1].data_ptr<int32_t>()), factor(layer[2].data_ptr<float>()),
+        bias(layer[3].data_ptr<float>()), depth(64 * layer[0].size(1)), columns(16 * layer[0].size(0)) {
+    const bool by_token = scale_and_zero_point[0] == 0;
+    range.shrink = layer.size() > 4 ? layer[4].data_ptr<float>() : nullptr;
+    range.inverse_scale = static_cast<float>(by_token ? 127. : 1 / scale_and_zero_point[0]);
+    range.zero_point = by_token ? 128 : static_cast<int>(scale_and_zero_point[1]);
+    range.by_token = by_token;
+  }
+};
 
-std::tuple<Tensor, Tensor> gelu_quantize(
-    const Tensor& x, const std::optional<Tensor>& shrink, double scale, int64_t zero_point) {
-  const Tensor input = x.contiguous();
-  const float* source = input.data_ptr<float>();
-  const int64_t size = input.size(1);
-  return rows_of_bytes(input, byte_range(shrink, scale, zero_point), [&](int64_t i, float* row) {
-    each_vector(size, [&](int64_t j, int64_t n) { gelu(Vec::loadu(source + i * size + j, n)).store(row + j, n); });
-  });
-}
+// Rows on their way through linear layers, kBlock at a time, in what one thread works in.
+struct Block {
+  std::vector<float> row, inner, result;
+  std::vector<uint8_t> bytes;
+  float largest[kBlock];
+  Tiles tiles;
+  Block(int64_t depth, int64_t inner, int64_t columns)
+      : row(depth), inner(kBlock * inner), result(kBlock * columns), bytes(kBlock * std::max(depth, inner)) {}
 
-std::tuple<Tensor, Tensor, Tensor> add_norm_quantize(
-    const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias, double eps,
-    const std::optional<Tensor>& shrink, double scale, int64_t zero_point) {
-  const Tensor first = x.contiguous(), second = residual.contiguous();
-  Tensor normed = at::empty_like(first);
-  const float *a = first.data_ptr<float>(), *b = second.data_ptr<float>();
-  const float *gain = weight.data_ptr<float>(), *offset = bias.data_ptr<float>();
-  float* target = normed.data_ptr<float>();
-  const int64_t size = first.size(1);
-  auto [bytes, largest] = rows_of_bytes(first, byte_range(shrink, scale, zero_point), [&](int64_t i, float* row) {
-    Vec total(0.f), squares(0.f);
-    each_vector(size, [&](int64_t j, int64_t n) {
-      const Vec sum = Vec::loadu(a + i * size + j, n) + Vec::loadu(b + i * size + j, n);
-      total = total + sum;
-      sum.store(row + j, n);
+  // Takes row `r` of `size` floats or bf16 in, as the bytes that `layer` reads.
+  template <typename Element>
+  void take(int64_t r, const Element* source, int64_t size, const Linear& layer) {
+    for (int64_t i = 0; i < size; i++) row[i] = static_cast<float>(source[i]);
+    std::fill(row.begin() + size, row.end(), 0.f);
+    largest[r] = quantize_row(row.data(), bytes.data() + r * layer.depth, layer.depth, layer.range);
+  }
+
+  // Calls store(row, first column, 16 values) for what `layer` makes of the rows.
+  template <typename Store>
+  void apply(const Linear& layer, const Store& store) {
+    multiply_block(bytes.data(), layer.weight, layer.depth, layer.columns, [&](int64_t r, int64_t n, __m512i sums) {
+      const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_loadu_si512(layer.correction + n)));
+      const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(layer.factor + n), _mm512_set1_ps(largest[r]));
+      store(r, n, _mm512_fmadd_ps(whole, factor, _mm512_loadu_ps(layer.bias + n)));
     });
-    const float mean = sum_of(total) / size;
-    each_vector(size, [&](int64_t j, int64_t n) {
-      const Vec centred = Vec::set(Vec(0.f), Vec::loadu(row + j, n) - Vec(mean), n);
+  }
+};
+
+// Calls work(first row, number of rows, block) for every block of the rows, which are `depth` wide, then `inner`, then `columns`.
+template <typename Work>
+void each_block(int64_t rows, int64_t depth, int64_t inner, int64_t columns, const Work& work) {
+  const auto make = [&] { return Block(depth, inner, columns); };
+  share_out((rows + kBlock - 1) / kBlock, make, [&](int64_t task, Block& block) {
+    work(task * kBlock, std::min(kBlock, rows - task * kBlock), block);
+  });
+}
+
+template <typename Element>
+Tensor linear_to(const Tensor& x, const Linear& layer, int64_t columns, at::ScalarType type) {
+  const Tensor input = x.contiguous();
+  Tensor result = at::empty({input.size(0), columns}, input.options().dtype(type));
+  const float* source = input.data_ptr<float>();
+  Element* target = result.data_ptr<Element>();
+  const int64_t size = input.size(1);
+  each_block(input.size(0), layer.depth, 0, 0, [&](int64_t first, int64_t count, Block& block) {
+    for (int64_t r = 0; r < count; r++) block.take(r, source + (first + r) * size, size, layer);
+    block.apply(layer, [&](int64_t r, int64_t n, __m512 values) {
+      if (r < count && n < columns) store_lanes(target + (first + r) * columns + n, values, first_lanes(columns - n));
+    });
+  });
+  return result;
+}
+
+Tensor linear(const Tensor& x, TensorList layer, at::ArrayRef<double> range, int64_t columns, bool half) {
+#ifdef __AVX512BF16__
+  if (half) return linear_to<BFloat16>(x, Linear(layer, range), columns, at::kBFloat16);
+#endif
+  const Tensor result = linear_to<float>(x, Linear(layer, range), columns, at::kFloat);
+  return half ? result.to(at::kBFloat16) : result;
+}
+
+// ---- layers with their residual and norm --------------------------------------------------------------------------
+
+struct Norm {
+  const float *gain, *offset;
+  float eps;
+  Norm(TensorList norm, double eps)
+      : gain(norm[0].data_ptr<float>()), offset(norm[1].data_ptr<float>()), eps(static_cast<float>(eps)) {}
+
+  // LayerNorm(row + residual); the row is overwritten.
+  void operator()(float* row, const float* residual, float* target, int64_t size) const {
+    Vec total(0.f), squares(0.f);
+    each_vector(size, [&](int64_t i, int64_t n) {
+      const Vec sum = Vec::loadu(row + i, n) + Vec::loadu(residual + i, n);
+      total = total + Vec::set(Vec(0.f), sum, n);
+      sum.store(row + i, n);
+    });
+    const Vec mean(sum_of(total) / size);
+    each_vector(size, [&](int64_t i, int64_t n) {
+      const Vec centred = Vec::set(Vec(0.f), Vec::loadu(row + i, n) - mean, n);
       squares = at::vec::fmadd(centred, centred, squares);
     });
-    const Vec shift(-mean), factor(1.f / std::sqrt(sum_of(squares) / size + static_cast<float>(eps)));
-    each_vector(size, [&](int64_t j, int64_t n) {
-      const Vec centred = (Vec::loadu(row + j, n) + shift) * factor;
-      const Vec value = at::vec::fmadd(centred, Vec::loadu(gain + j, n), Vec::loadu(offset + j, n));
-      value.store(row + j, n);
-      value.store(target + i * size + j, n);
+    const Vec factor(1.f / std::sqrt(sum_of(squares) / size + eps));
+    each_vector(size, [&](int64_t i, int64_t n) {
+      const Vec centred = (Vec::loadu(row + i, n) - mean) * factor;
+      at::vec::fmadd(centred, Vec::loadu(gain + i, n), Vec::loadu(offset + i, n)).store(target + i, n);
     });
+  }
+};
+
+template <typename Element>
+Tensor linear_add_norm_of(const Tensor& x, const Tensor& residual, const std::optional<Tensor>& rows, const Linear& layer,
+                          const Norm& norm) {
+  const Tensor input = x.contiguous(), second = residual.contiguous();
+  const Tensor index = rows ? rows->contiguous() : Tensor();
+  const int64_t count_all = rows ? index.size(0) : input.size(0), depth = input.size(1), size = second.size(1);
+  Tensor result = at::empty({count_all, size}, second.options());
+  const Element* source = input.data_ptr<Element>();
+  const float* other = second.data_ptr<float>();
+  const int64_t* chosen = rows ? index.data_ptr<int64_t>() : nullptr;
+  float* target = result.data_ptr<float>();
+  const auto place = [&](int64_t row) { return chosen == nullptr ? row : chosen[row]; };
+  each_block(count_all, layer.depth, 0, layer.columns, [&](int64_t first, int64_t count, Block& block) {
+    for (int64_t r = 0; r < count; r++) block.take(r, source + place(first + r) * depth, depth, layer);
+    block.apply(layer, [&](int64_t r, int64_t n, __m512 values) { _mm512_storeu_ps(&block.result[r * layer.columns + n], values); });
+    for (int64_t r = 0; r < count; r++)
+      norm(&block.result[r * layer.columns], other + place(first + r) * size, target + (first + r) * size, size);
   });
-  return {normed, bytes, largest};
+  return result;
+}
+
+Tensor linear_add_norm(const Tensor& x, const Tensor& residual, const std::optional<Tensor>& rows, TensorList layer,
+                       at::ArrayRef<double> range, TensorList norm, double eps) {
+  const auto of = x.scalar_type() == at::kBFloat16 ? linear_add_norm_of<BFloat16> : linear_add_norm_of<float>;
+  return of(x, residual, rows, Linear(layer, range), Norm(norm, eps));
+}
+
+// GELU(x) = max(x, 0) - |x| Q(|x|), where Q(a) is the share of a normal distribution above a: a polynomial on each of 32 pieces
+// of [0, 5.5), with Q's value, slope and curvature at both ends (error below 1e-8 and rounding), and nothing beyond.
+class Gelu {
+  static constexpr int kTerms = 6;
+  static constexpr float kEnd = 5.5f, kWidth = kEnd / 32;
+  alignas(64) float coefficients_[kTerms][32];
+
+ public:
+  Gelu() {
+    const double width = kWidth;
+    const auto value = [](double x) { return 0.5 * std::erfc(x / std::sqrt(2.)); };
+    const auto slope = [=](double x) { return -width * std::exp(-x * x / 2) / std::sqrt(2 * M_PI); };
+    const auto bend = [=](double x) { return -width * x * slope(x); };
+    for (int i = 0; i < 32; i++) {
+      const double x = i * width, next = x + width, half_bend = bend(x) / 2;
+      // What the first three terms leave of value, slope and curvature at the end of the piece.
+      const double rest = value(next) - value(x) - slope(x) - half_bend, tilt = slope(next) - slope(x) - bend(x);
+      const double turn = bend(next) - bend(x);
+      const double terms[kTerms] = {value(x), slope(x), half_bend, 10 * rest - 4 * tilt + turn / 2,
+                                    -15 * rest + 7 * tilt - turn, 6 * rest - 3 * tilt + turn / 2};
+      for (int k = 0; k < kTerms; k++) coefficients_[k][i] = static_cast<float>(terms[k]);
+    }
+  }
+
+  __m512 operator()(__m512 x) const {
+    const __m512 size = _mm512_abs_ps(x);
+    const __m512 place = _mm512_min_ps(_mm512_mul_ps(size, _mm512_set1_ps(1 / kWidth)), _mm512_set1_ps(31.999998f));
+    const __m512i piece = _mm512_cvttps_epi32(place);
+    const __m512 rest = _mm512_sub_ps(place, _mm512_cvtepi32_ps(piece));
+    __m512 tail = _mm512_setzero_ps();
+    for (int k = kTerms - 1; k >= 0; k--) {
+      const float* term = coefficients_[k];
+      tail = _mm512_fmadd_ps(
+          tail, rest, _mm512_permutex2var_ps(_mm512_load_ps(term), piece, _mm512_load_ps(term + 16)));
+    }
+    return _mm512_fnmadd_ps(size, tail, _mm512_max_ps(x, _mm512_setzero_ps()));
+  }
+};
+
+Tensor feed_forward(const Tensor& x, TensorList up, at::ArrayRef<double> up_range, TensorList down,
+                    at::ArrayRef<double> down_range, TensorList norm, double eps) {
+  const Tensor input = x.contiguous();
+  Tensor result = at::empty_like(input);
+  const Linear first_layer(up, up_range), second_layer(down, down_range);
+  const Norm normed(norm, eps);
+  static const Gelu gelu;
+  const float* source = input.data_ptr<float>();
+  float* target = result.data_ptr<float>();
+  const int64_t size = input.size(1), depth = second_layer.depth, columns = second_layer.columns;
+  const int64_t stride = depth + kLanes;  // else all rows would share two sets of the cache
+  each_block(input.size(0), first_layer.depth, stride, columns, [&](int64_t first, int64_t count, Block& block) {
+    for (int64_t r = 0; r < count; r++) block.take(r, source + (first + r) * size, size, first_layer);
+    block.apply(first_layer, [&](int64_t r, int64_t n, __m512 values) {
+      _mm512_storeu_ps(&block.inner[r * stride + n], gelu(values));
+    });
+    for (int64_t r = 0; r < count; r++)
+      block.largest[r] = quantize_row(&block.inner[r * stride], &block.bytes[r * depth], depth, second_layer.range);
+    block.apply(second_layer, [&](int64_t r, int64_t n, __m512 values) { _mm512_storeu_ps(&block.result[r * columns + n], values); });
+    for (int64_t r = 0; r < count; r++)
+      normed(&block.result[r * columns], source + (first + r) * size, target + (first + r) * size, size);
+  });
+  return result;
 }
 
 }  // namespace
+
+#endif  // __AVX512VNNI__

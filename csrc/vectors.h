@@ -8,6 +8,8 @@
 #include <ATen/cpu/vec/vec.h>
 #include <immintrin.h>
 
+#include <atomic>
+
 namespace {
 
 using at::Tensor;
@@ -39,33 +41,67 @@ void scale_row(const float* row, float factor, float* target, int64_t size) {
   });
 }
 
+__mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1 << count) - 1); }
+
+void store_lanes(float* target, __m512 values, __mmask16 lanes) { _mm512_mask_storeu_ps(target, lanes, values); }
+
+#ifdef __AVX512BF16__
+void store_lanes(at::BFloat16* target, __m512 values, __mmask16 lanes) {
+  const __m256bh rounded = _mm512_cvtneps_pbh(values);
+  __m256i bits;
+  std::memcpy(&bits, &rounded, sizeof bits);
+  _mm256_mask_storeu_epi16(target, lanes, bits);
+}
+#endif
+
+constexpr float kNever = -1e30f;  // the score of padding: finite, so that nothing becomes NaN
+
+// 2^x, by a minimax polynomial on [0, 1) (relative error 7.5e-5).
+__m512 power_of_two(__m512 x) {
+  const __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 series = _mm512_fmadd_ps(rest, _mm512_set1_ps(0.07802452f), _mm512_set1_ps(0.22606716f));
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(0.69583354f));
+  series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(0.99992522f));
+  return _mm512_scalef_ps(series, x);  // rounds x down by itself
+}
+
+// Calls work(task, workspace) for every one of `tasks`, each thread in a workspace of its own that `make()` gives.  A thread takes
+// the next task when it has done one: the cores of a shared machine are not equally fast, nor tasks equally long.
+template <typename Make, typename Work>
+void share_out(int64_t tasks, const Make& make, const Work& work) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(tasks, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+    auto workspace = make();
+    for (int64_t task = next++; task < tasks; task = next++) work(task, workspace);
+  });
+}
+
 // Attention to one head of one sequence: `fused` points at its first query, `context` at its first output, `votes` may be
 // null; `size` is that of a head.
-template <typename Buffers>
+template <typename Element, typename Buffers>
 using Attend = void (*)(
-    const float* fused, float* context, float* votes, int64_t length, int64_t heads, int64_t size, Buffers& buffers);
+    const Element* fused, Element* context, float* votes, int64_t length, int64_t heads, int64_t size, Buffers& buffers);
 
 // An operator of native_ops.py, context and significance, by `attend`; `Buffers(longest, size)` is what one thread works in.
-template <typename Buffers, Attend<Buffers> attend>
+template <typename Element, typename Buffers, Attend<Element, Buffers> attend>
 std::tuple<Tensor, Tensor> each_head(
     const Tensor& fused, const Tensor& offsets, int64_t heads, bool with_significance) {
   const int64_t tokens = fused.size(0), width = fused.size(1) / 3, size = width / heads, samples = offsets.size(0) - 1;
   const Tensor input = fused.contiguous(), bounds = offsets.contiguous();
   Tensor context = at::empty({tokens, width}, fused.options());
-  Tensor votes = at::empty({with_significance ? heads : 0, tokens}, fused.options());
-  const float* source = input.data_ptr<float>();
+  Tensor votes = at::empty({with_significance ? heads : 0, tokens}, fused.options().dtype(at::kFloat));
+  const Element* source = input.data_ptr<Element>();
   const int64_t* bound = bounds.data_ptr<int64_t>();
-  float *target = context.data_ptr<float>(), *vote = votes.data_ptr<float>();
+  Element* target = context.data_ptr<Element>();
+  float* vote = votes.data_ptr<float>();
   int64_t longest = 0;
   for (int64_t b = 0; b < samples; b++) longest = std::max(longest, bound[b + 1] - bound[b]);
-  at::parallel_for(0, samples * heads, 1, [&](int64_t begin, int64_t end) {
-    Buffers buffers(longest, size);
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t head = task % heads, first = bound[task / heads], length = bound[task / heads + 1] - first;
-      if (length == 0) continue;
-      attend(source + first * 3 * width + head * size, target + first * width + head * size,
-             with_significance ? vote + head * tokens + first : nullptr, length, heads, size, buffers);
-    }
+  const auto make = [&] { return Buffers(longest, size); };
+  share_out(samples * heads, make, [&](int64_t task, Buffers& buffers) {
+    const int64_t head = task % heads, first = bound[task / heads], length = bound[task / heads + 1] - first;
+    if (length == 0) return;
+    attend(source + first * 3 * width + head * size, target + first * width + head * size,
+           with_significance ? vote + head * tokens + first : nullptr, length, heads, size, buffers);
   });
   return {context, with_significance ? votes.sum(0) : votes.new_empty({0})};
 }

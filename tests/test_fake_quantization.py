@@ -101,15 +101,14 @@ def test_the_sums_of_every_layer_are_those_of_the_native_engine_on_the_saved_wei
     for name, x in inputs.items():
         x = x.flatten(0, -2)
         fake, module = model.get_submodule(name), int8.get_submodule(name)
-        scale, zero_point = (
-            (1 / 127, 128) if module.input_scale is None else (module.input_scale, module.input_zero_point)
-        )
+        scale = module.input_scale or 1 / 127
         values, weight = operands(fake, x, monkeypatch)
         sums = integers(values, scale) @ integers(weight, module.weight_scale.double()[:, None]).T
-        # An engine layer with scales of one gives the sums themselves.
-        whole = Int8Linear(module.weight, torch.ones(len(weight)), torch.zeros(len(weight)), 1.0, zero_point)
-        engine_bytes, _ = torch.ops.quala.quantize(x, *NativeLinear(module).range)
-        assert torch.equal(NativeLinear(whole)(engine_bytes, None).long(), sums), name
+        # Of an engine layer whose weights have scales of one the input's scale alone is to be taken out again.
+        plain = torch.ones(len(weight)), torch.zeros(len(weight))
+        whole = Int8Linear(module.weight, *plain, module.input_scale, module.input_zero_point, module.smoothing)
+        largest = 1 if module.input_scale else module.largest(x).double()
+        assert torch.equal((NativeLinear(whole)(x).double() / (scale * largest)).round().long(), sums), name
 
 
 def test_the_logits_are_those_of_the_saved_model_bit_for_bit(pair, saved, batch):

@@ -11,6 +11,8 @@ import torch
 from stages import SEARCH, digest, failure, read, succeed
 from transformers import RobertaConfig
 
+import native_engine
+import native_ops
 import pt2e_engine
 import quantize_qa
 from compiled_engine import CompiledModel
@@ -20,6 +22,7 @@ from int8_engine import check_integer_products, executed_products, integer_produ
 from int8_folder import RECIPE_FILE, has_vnni
 from modeling_la_auto import MODEL_CLASSES
 from native_engine import NativeModel
+from native_ops import fused_operators_loaded
 from pt2e_engine import Pt2eModel
 from quantization import load_int8, quantize, recipes, save_int8
 from quantize_qa import within_tolerance
@@ -335,16 +338,25 @@ def test_a_reloaded_engine_is_bit_equal(engine):
 
 
 def test_every_linear_layer_executes_as_an_integer_product(engine, backend):
+    if backend is NativeModel and fused_operators_loaded("linear"):
+        pytest.skip("native has products of its own")
     compiled, _ = engine
     batch = random_batch(compiled.input_names, 4, 64, 90)
     compiled.prepare((40, 24, 10))
     lines = executed_products(lambda: logits(compiled, batch, (40, 24, 10)))
-    feed_forward = {(32, 64): 3, (64, 32): 3}
-    apart, fused = (
-        {(32, 32): 4 * 3, (32, 2): 1},
-        {(32, 96): 3, (32, 32): 3, (32, 2): 1 + 3},
-    )  # three layers drop tokens
-    assert integer_products(lines) == feed_forward | (fused if backend is NativeModel else apart)
+    assert integer_products(lines) == {(32, 64): 3, (64, 32): 3, (32, 32): 4 * 3, (32, 2): 1}
+
+
+def test_without_c_the_native_engine_proves_its_products_by_the_log_of_onednn(engine, backend, monkeypatch):
+    if backend is not NativeModel:
+        pytest.skip("about what only native does")
+    monkeypatch.setattr(native_engine, "ops", native_ops)  # the operators in PyTorch
+    monkeypatch.setattr(native_engine, "fused_operators_loaded", lambda _: False)
+    model = NativeModel(engine[0].folder, engine[0].cache_dir)
+    assert "brg" in model.implementation()
+    monkeypatch.setattr(native_engine, "executed_products", lambda call: [])
+    with pytest.raises(RunError, match=r"only 0 of \d+ products of .*layers.0.context"):
+        model.implementation()
 
 
 def test_layers_that_stay_in_float_are_named(engine):

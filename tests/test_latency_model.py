@@ -128,9 +128,9 @@ def test_the_native_engine_takes_its_own_parts_of_a_batch():
     assert computed_together([windows], packed=False) == [windows]
     parts = computed_together([windows], packed=True)
     assert parts == [Windows((1000, 1000), 1024), Windows((900, 100), 1024)]
-    # 2000 and 1000 rows in multiples of 128, twice; then 600 + 600 and 600 + 100
-    assert all_terms((1024, 600), [windows], True)[1] == (2 * 2048 + 2 * 1024) / 4
-    assert all_terms((1024, 600), [windows], True)[4] == (2048 + 1024 + 1280 + 768) / 4
+    # 2000 and 1000 rows in multiples of 32, twice; then 600 + 600 and 600 + 100
+    assert all_terms((1024, 600), [windows], True)[1] == (2 * 2016 + 2 * 1024) / 4
+    assert all_terms((1024, 600), [windows], True)[4] == (2016 + 1024 + 1216 + 704) / 4
 
 
 # ---- the fit -------------------------------------------------------------------------------------------------------

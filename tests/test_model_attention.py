@@ -18,7 +18,7 @@ def way(request, tmp_path_factory, monkeypatch):
         pytest.skip("needs AVX-512 and a C++ compiler")
     if request.param == "fused in PyTorch":
         monkeypatch.setattr(torch.ops.quala, "attention", native_ops.attention)
-    monkeypatch.setattr(length_drop, "fused_operators_loaded", lambda: request.param != "sdpa")
+    monkeypatch.setattr(length_drop, "fused_operators_loaded", lambda *_: request.param != "sdpa")
     return request.param
 
 
@@ -105,14 +105,14 @@ def test_layers_that_drop_nothing_pay_for_no_scores(family, forms_used):  # noqa
     [
         ("inference", "fused_attention"),
         ("training", "attention_with_significance"),
-        ("bf16", "attention_with_significance"),
+        ("bf16", "fused_attention"),
         ("eager", "explicit_attention"),
         ("replaced", "attention_with_significance"),
     ],
 )
-def test_the_fused_operator_serves_inference_in_float32_with_plain_layers(family, forms_used, case, form, monkeypatch):  # noqa: F811
+def test_the_fused_operator_serves_inference_with_plain_layers(family, forms_used, case, form, monkeypatch):  # noqa: F811
     model, _, padding = family
-    monkeypatch.setattr(length_drop, "fused_operators_loaded", lambda: True)
+    monkeypatch.setattr(length_drop, "fused_operators_loaded", lambda *_: True)
     inputs = batch((32,), 32, padding)
     if case == "eager":
         model.set_attn_implementation("eager")

@@ -1,6 +1,9 @@
 """The native engine's operators, in PyTorch and in C++, against the stock functions that they replace."""
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +80,19 @@ def test_attention_on_integers_takes_keys_values_and_queries_of_zero(implementat
     assert (context == 0).all() and torch.allclose(significance, torch.ones(9), rtol=1e-3)
 
 
+@pytest.mark.parametrize("heads, size", [(12, 32), (4, 64), (2, 16), (3, 20), (1, 40)])
+@pytest.mark.parametrize("lengths", [[384], [1], [7, 1, 129, 64], [33] * 64, [0, 5, 0], [700]])
+def test_attention_in_bf16_is_that_of_pytorch_but_for_its_rounding(implementation, heads, size, lengths):
+    fused, offsets = packed(lengths, 3 * heads * size)
+    fused = fused.to(torch.bfloat16)
+    context, significance = implementation.attention_bf16(fused, offsets, heads, True)
+    expected, votes = native_ops.attention(fused.float(), offsets, heads, True)
+    assert context.dtype == torch.bfloat16 and significance.dtype == torch.float32
+    assert (context.float() - expected).norm() < 0.005 * expected.norm()  # bf16 has steps of 0.004
+    assert (significance - votes).norm() < 0.005 * votes.norm()
+    assert significance.sum().item() == pytest.approx(heads * sum(lengths), rel=2e-3)
+
+
 @pytest.mark.parametrize("name", ["attention", "attention_int8"])
 def test_a_large_score_does_not_overflow(implementation, name):
     fused, offsets = packed([20], 3 * 32)
@@ -96,65 +112,139 @@ def test_significance_that_nobody_wants_is_empty(implementation, name):
 # ---- bytes ---------------------------------------------------------------------------------------------------------
 
 
+def identity(size, scale=None, zero_point=0, shrink=None):
+    """The arguments of a linear operator that gives its input back, once through bytes."""
+    eye = torch.eye(size, dtype=torch.int8), torch.ones(size), torch.zeros(size)
+    layer = Int8Linear(*eye, scale, zero_point, None if shrink is None else 1 / shrink)
+    return native_ops.pack_linear(layer), [scale or 0.0, float(zero_point)], size, False
+
+
 @pytest.mark.parametrize("rows, size", [(1, 384), (129, 1536), (7, 33), (3, 5)])
 @pytest.mark.parametrize("with_shrink", [True, False])
 def test_bytes_of_one_range_are_those_of_pytorch(implementation, rows, size, with_shrink):
     x, _ = packed([rows], size)
     shrink = torch.linspace(0.5, 2, size) if with_shrink else None
-    values, largest = implementation.quantize(x, shrink, 0.02, 117)  # covers [-2.34, 2.76]: the tails saturate
-    exact = torch.quantize_per_tensor(x * shrink if with_shrink else x, 0.02, 117, torch.quint8).int_repr()
-    difference = (values.int() - exact.int()).abs()  # PyTorch multiplies and adds in one rounding
-    assert difference.max() <= 1 and difference.float().mean() < 1e-4 and largest.numel() == 0
+    found = implementation.linear(x, *identity(size, 0.02, 117, shrink))  # covers [-2.34, 2.76]: the tails saturate
+    exact = torch.quantize_per_tensor(x * shrink if with_shrink else x, 0.02, 117, torch.quint8).dequantize()
+    difference = ((found - exact) / 0.02).abs()  # PyTorch multiplies and adds in one rounding
+    assert difference.max() < 1.01 and difference.mean() < 1e-3
 
 
 @pytest.mark.parametrize("rows, size", [(129, 384), (7, 33)])
 def test_bytes_by_token_use_each_rows_whole_range(implementation, rows, size):
     x, _ = packed([rows], size)
     x = x * torch.logspace(-3, 3, rows)[:, None]
-    values, largest = implementation.quantize(x, None, 0.0, 0)
-    assert torch.equal(largest, x.abs().amax(1, keepdim=True))
-    assert (((values.float() - 128) / 127 * largest - x).abs() <= largest * (0.5 / 127) * 1.001).all()
-    assert ((values.float() - 128).abs().amax(1) == 127).all()
+    found, largest = implementation.linear(x, *identity(size)), x.abs().amax(1, keepdim=True)
+    assert ((found - x).abs() <= largest * (0.5 / 127) * 1.001).all()
+    torch.testing.assert_close(found.abs().amax(1, keepdim=True), largest)
 
 
-def test_a_row_of_zeros_is_the_byte_of_zero(implementation):
-    values, largest = implementation.quantize(torch.zeros(2, 40), None, 0.0, 0)
-    assert (values == 128).all() and largest.isfinite().all()
+def test_a_row_of_zeros_stays_zero(implementation):
+    assert torch.equal(implementation.linear(torch.zeros(2, 40), *identity(40)), torch.zeros(2, 40))
 
 
-@pytest.mark.parametrize("scale, zero_point", [(0.03, 20), (0.0, 0)])
-def test_gelu_is_that_of_pytorch_but_for_a_step_of_rounding(implementation, scale, zero_point):
-    x = torch.linspace(-8, 8, 5 * 1536).view(1536, 5).T.contiguous()
-    values, largest = implementation.gelu_quantize(x, None, scale, zero_point)
-    expected, expected_largest = native_ops.quantize(F.gelu(x), None, scale, zero_point)
-    difference = (values.int() - expected.int()).abs()
-    assert difference.max() <= 1 and difference.float().mean() < 1e-3
-    torch.testing.assert_close(largest, expected_largest, atol=1e-6, rtol=1e-6)
+# ---- layers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows, size", [(129, 384), (7, 33)])
-@pytest.mark.parametrize("scale, zero_point", [(0.03, 120), (0.0, 0)])
-def test_the_norm_is_that_of_pytorch_but_for_a_step_of_rounding(implementation, rows, size, scale, zero_point):
-    x, _ = packed([rows], 2 * size)
-    x, residual = x[:, :size], x[:, size:] + 3  # not contiguous; a mean that is not zero
-    weight, bias = torch.linspace(0.5, 2, size), torch.linspace(-1, 1, size)
-    normed, values, _ = implementation.add_norm_quantize(x, residual, weight, bias, 1e-12, None, scale, zero_point)
-    expected = F.layer_norm(x + residual, (size,), weight, bias, 1e-12)
-    torch.testing.assert_close(normed, expected, atol=5e-6, rtol=1e-5)
-    assert (values.int() - native_ops.quantize(expected, None, scale, zero_point)[0].int()).abs().max() <= 1
+def int8_linear(inputs, outputs, by_token):
+    """A layer, its arguments, and smoothing where the range is one of all tokens."""
+    torch.manual_seed(inputs + outputs)
+    linear, smoothing = torch.nn.Linear(inputs, outputs), None if by_token else torch.linspace(0.7, 1.3, inputs)
+    layer = Int8Linear.from_float(linear, None if by_token else (-3.0, 3.5), smoothing)
+    return layer, (native_ops.pack_linear(layer), [layer.input_scale or 0.0, float(layer.input_zero_point)])
+
+
+def assert_close_but_for_flipped_bytes(found, expected):
+    """Equal to rounding, but for what an input next to the border between two bytes changes."""
+    difference = (found - expected).abs()
+    assert difference.median() < 1e-5 * expected.std() and difference.max() < 0.05 * expected.std()
+
+
+SHAPES = [(384, 1152), (384, 384), (33, 20), (64, 2)]
+
+
+@pytest.mark.parametrize("rows", [1, 31, 200])
+@pytest.mark.parametrize("inputs, outputs", SHAPES)
+@pytest.mark.parametrize("by_token", [True, False])
+def test_a_linear_layer_is_the_int8_module(implementation, rows, inputs, outputs, by_token):
+    layer, arguments = int8_linear(inputs, outputs, by_token)
+    x, _ = packed([rows], inputs)
+    found = implementation.linear(x, *arguments, outputs, False)
+    assert_close_but_for_flipped_bytes(found, layer(x))
+    assert torch.equal(implementation.linear(x, *arguments, outputs, True), found.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("inputs, outputs", SHAPES)
+def test_a_projection_with_residual_and_norm_is_that_of_the_modules(implementation, inputs, outputs, half):
+    layer, arguments = int8_linear(inputs, outputs, False)
+    x, _ = packed([70], inputs)
+    x = x.to(torch.bfloat16) if half else x
+    residual, rows = packed([70], outputs)[0] + 3, torch.arange(0, 70, 2)
+    norm = torch.linspace(0.5, 2, outputs), torch.linspace(-1, 1, outputs)
+    for chosen in (None, rows):
+        found = implementation.linear_add_norm(x, residual, chosen, *arguments, [*norm], 1e-5)
+        expected = F.layer_norm(layer(x.float()) + residual, (outputs,), *norm, 1e-5)
+        assert_close_but_for_flipped_bytes(found, expected if chosen is None else expected[chosen])
+
+
+@pytest.mark.parametrize("size, inner", [(384, 1536), (33, 70), (32, 64)])
+@pytest.mark.parametrize("rows", [1, 100])
+def test_a_feed_forward_block_is_that_of_the_modules(implementation, rows, size, inner):
+    up, down = int8_linear(size, inner, False), int8_linear(inner, size, True)
+    x, _ = packed([rows], size)
+    norm = torch.linspace(0.5, 2, size), torch.linspace(-1, 1, size)
+    found = implementation.feed_forward(x, *up[1], *down[1], [*norm], 1e-12)
+    expected = F.layer_norm(down[0](F.gelu(up[0](x))) + x, (size,), *norm, 1e-12)
+    assert_close_but_for_flipped_bytes(found, expected)
+
+
+def test_gelu_is_that_of_pytorch(implementation):
+    x = torch.zeros(2001, 64)
+    x[:, 0] = torch.linspace(-8, 8, 2001)  # alone in its row, so that bytes by token are exact
+    layer, norm = identity(64)[:2], [torch.ones(64), torch.zeros(64)]
+    normed = implementation.feed_forward(x, *layer, *layer, norm, 1e6)  # eps: almost no normalisation
+    largest = x[:, 0] + F.gelu(x[:, 0])
+    variance = largest.double() ** 2 * (1 / 64 - 1 / 64**2)
+    found = (normed[:, 0] - normed[:, 1]) * (1e6 + variance).sqrt()
+    torch.testing.assert_close(found.float(), largest, atol=1e-5, rtol=1e-5)
 
 
 def test_the_operators_say_what_they_return_before_they_run(implementation):
     fused, offsets = packed([5, 9], 3 * 64)
-    x = torch.randn(4, 24)
+    x, (_, up), (_, down) = torch.randn(4, 24), int8_linear(24, 40, False), int8_linear(40, 24, True)
+    square, norm = int8_linear(24, 24, False)[1], [torch.ones(24), torch.zeros(24)]
     for operator, arguments in [
         (ops.attention, (fused, offsets, 2, True)),
+        (ops.attention_bf16, (fused.to(torch.bfloat16), offsets, 2, True)),
         (ops.attention_int8, (fused, offsets, 2, False)),
-        (ops.quantize, (x, None, 0.1, 3)),
-        (ops.gelu_quantize, (x, x[0].clone(), 0.0, 0)),
-        (ops.add_norm_quantize, (x, x.clone(), x[0].clone(), x[1].clone(), 1e-12, None, 0.1, 3)),
+        (ops.linear, (x, *up, 40, True)),
+        (ops.linear_add_norm, (x, x.clone(), torch.tensor([1, 3]), *square, norm, 1e-12)),
+        (ops.feed_forward, (x, *up, *down, norm, 1e-12)),
     ]:
         torch.library.opcheck(operator.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+WITHOUT_TILES = """
+import sys
+from pathlib import Path
+import torch, native_ops
+from torch import nn
+from int8_modules import Int8Linear
+native_ops.FLAGS += ["-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"]
+assert native_ops.load_fused_operators(Path(sys.argv[1])) and not native_ops.fused_operators_loaded("attention_bf16")
+layer = Int8Linear.from_float(nn.Linear(100, 70), (-3.0, 3.0))
+arguments = native_ops.pack_linear(layer), [layer.input_scale, float(layer.input_zero_point)], 70, False
+x = torch.randn(45, 100)
+torch.testing.assert_close(torch.ops.quala.linear(x, *arguments), native_ops.linear(x, *arguments), atol=1e-5, rtol=1e-5)
+"""
+
+
+def test_products_of_vectors_are_those_of_pytorch(tmp_path):
+    if not native_ops.fused_operators_loaded("linear"):
+        pytest.skip("needs AVX-512 VNNI and a C++ compiler")
+    command = [sys.executable, "-c", WITHOUT_TILES, str(tmp_path)]
+    subprocess.run(command, cwd=Path(native_ops.__file__).parent, check=True, capture_output=True, timeout=300)
 
 
 # ---- without C++ ---------------------------------------------------------------------------------------------------

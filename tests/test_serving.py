@@ -14,7 +14,6 @@ from errors import RunError
 from int8_backends import open_int8
 from int8_engine import executed_products
 from modeling_la_auto import MODEL_CLASSES
-from native_engine import ROWS
 from quantization import load_int8, quantize, recipes, save_int8
 from reader import Reader
 
@@ -85,16 +84,6 @@ def test_serving_imports_nothing_that_only_training_needs(kind, request, cache, 
     for _ in range(2):  # the first one may compile the operators, which needs more
         output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert HEAVY & {name.partition(".")[0] for name in json.loads(output)} == set()
-
-
-def test_products_have_few_numbers_of_rows(bert_tokenizer, cache, tmp_path):
-    model = open_int8(make_folder(tmp_path, "bert", bert_tokenizer), cache)
-    for tokens in (7, 33, 64, 129):
-        batch = padded_batch(model.input_names, 9, tokens, 0)
-        model(**batch)  # the proof of the first call has products of its own
-        lines = executed_products(lambda batch=batch: model(**batch, length_config=(20, 11, 5)))
-        rows = {int(re.search(r",(\d+)x\d+:", line)[1]) for line in lines}
-        assert rows and not any(number % (4 * ROWS if number > 16 * ROWS else ROWS) for number in rows)
 
 
 def test_the_logits_of_a_window_do_not_depend_on_how_many_rows_are_padded(bert_tokenizer, cache, tmp_path):

@@ -1,0 +1,178 @@
+// Attention in bf16 with tiles (AMX); scores and their exponentials are in float32.
+
+#pragma once
+
+#include "products.h"
+
+#ifdef QUALA_TILES
+
+namespace {
+
+using at::BFloat16;
+constexpr int64_t kTile = 16, kPair = 2 * kTile;  // rows of a tile; its columns in bf16, and the queries at a time
+
+struct TileBuffers {
+  std::vector<BFloat16> rows, keys, values, exponentials;
+  std::vector<float> scores, context, votes;
+  Tiles tiles;
+  TileBuffers(int64_t longest, int64_t size) {
+    const int64_t padded = round_up(longest, kPair), depth = round_up(size, kPair);
+    rows.resize(padded * depth);
+    keys.resize(padded * depth);
+    values.resize(padded * depth);
+    exponentials.resize(kPair * padded);
+    scores.resize(kPair * padded);
+    context.resize(kPair * depth);
+    votes.resize(padded);
+  }
+};
+
+// Rows of `size` elements that lie `stride` apart become (padded, depth) without gaps, zero beyond the given ones.
+void copy_rows(const BFloat16* source, int64_t stride, int64_t length, int64_t size, int64_t padded, int64_t depth,
+               BFloat16* target) {
+  for (int64_t c = 0; c < depth; c += kPair) {
+    const __mmask32 lanes = size - c >= kPair ? ~0u : (1u << (size - c)) - 1;
+    for (int64_t j = 0; j < length; j++)
+      _mm512_storeu_si512(target + j * depth + c, _mm512_maskz_loadu_epi16(lanes, source + j * stride + c));
+  }
+  std::fill_n(target + length * depth, (padded - length) * depth, BFloat16(0));
+}
+
+// Rows (padded, depth) as the right side of rows times columns: tiles of 16 rows, their pairs of elements transposed.
+void pack_keys(const BFloat16* rows, int64_t padded, int64_t depth, BFloat16* target) {
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(depth / 2));
+  for (int64_t j = 0; j < padded; j += kTile)
+    for (int64_t c = 0; c < depth; c += 2) {
+      _mm512_storeu_si512(target, _mm512_i32gather_epi32(places, rows + j * depth + c, 4));
+      target += kPair;
+    }
+}
+
+// Rows (padded, depth) as the right side of a product over the rows: tiles of 16 columns, pairs of rows interleaved.
+void pack_values(const BFloat16* rows, int64_t padded, int64_t depth, BFloat16* target) {
+  for (int64_t c = 0; c < depth; c += kTile)
+    for (int64_t j = 0; j < padded; j += 2) {
+      const auto row = [&](int64_t i) {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + i * depth + c)));
+      };
+      _mm512_storeu_si512(target, _mm512_or_si512(row(j), _mm512_slli_epi32(row(j + 1), 16)));
+      target += kPair;
+    }
+}
+
+// Adds the product of two tiles of rows, which lie `stride` bytes apart, with two tiles of columns to the tiles 0 to 3.
+void multiply_four(const BFloat16* rows, int64_t stride, const BFloat16* first, const BFloat16* second) {
+  _tile_loadd(6, first, 64);
+  _tile_loadd(7, second, 64);
+  _tile_loadd(4, rows, stride);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_loadd(5, rows + kTile * stride / 2, stride);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+void zero_four() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// The tiles 0 to 3 as (32, 32) of rows that lie `stride` floats apart.
+void store_four(float* target, int64_t stride) {
+  _tile_stored(0, target, 4 * stride);
+  _tile_stored(1, target + kTile, 4 * stride);
+  _tile_stored(2, target + kTile * stride, 4 * stride);
+  _tile_stored(3, target + kTile * stride + kTile, 4 * stride);
+}
+
+// Scores (32, padded) of 32 queries.
+void score_tiles(const BFloat16* queries, int64_t padded, int64_t depth, TileBuffers& b) {
+  const BFloat16* keys = b.keys.data();
+  for (int64_t j = 0; j < padded; j += kPair, keys += kPair * depth) {
+    zero_four();
+    for (int64_t c = 0; c < depth; c += kPair)
+      multiply_four(queries + c, 2 * depth, keys + c * kTile, keys + (depth + c) * kTile);
+    store_four(b.scores.data() + j, padded);
+  }
+}
+
+// A row of `padded` scores, the first `length` of them real, becomes exponentials in bf16; returns one over their sum.
+float exponentials(float* scores, BFloat16* rounded, int64_t length, int64_t padded, float scale) {
+  std::fill(scores + length, scores + padded, kNever);
+  __m512 largest = _mm512_set1_ps(kNever), total = _mm512_setzero_ps();
+  for (int64_t j = 0; j < padded; j += kLanes) largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores + j));
+  const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(-scale * _mm512_reduce_max_ps(largest));
+  for (int64_t j = 0; j < padded; j += kPair) {
+    const __m512 low = power_of_two(_mm512_fmadd_ps(_mm512_loadu_ps(scores + j), factor, shift));
+    const __m512 high = power_of_two(_mm512_fmadd_ps(_mm512_loadu_ps(scores + j + kTile), factor, shift));
+    total = _mm512_add_ps(total, _mm512_add_ps(low, high));
+    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+    std::memcpy(rounded + j, &both, sizeof both);
+  }
+  return 1.f / _mm512_reduce_add_ps(total);
+}
+
+// Adds the probabilities of `count` rows of exponentials to the votes, which are kept as every second token of 32 first.
+void vote(const BFloat16* exponentials, int64_t count, int64_t padded, const float* inverse_sum, float* votes) {
+  const __m512i high = _mm512_set1_epi32(0xffff0000);
+  for (int64_t j = 0; j < padded; j += kPair) {
+    __m512 even = _mm512_loadu_ps(votes + j), odd = _mm512_loadu_ps(votes + j + kTile);
+    for (int64_t r = 0; r < count; r++) {
+      const __m512i pairs = _mm512_loadu_si512(exponentials + r * padded + j);
+      const __m512 factor = _mm512_set1_ps(inverse_sum[r]);
+      even = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), factor, even);
+      odd = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(pairs, high)), factor, odd);
+    }
+    _mm512_storeu_ps(votes + j, even);
+    _mm512_storeu_ps(votes + j + kTile, odd);
+  }
+}
+
+// The context of `count` queries from their exponentials, into rows that lie `width` elements apart.
+void weigh_tiles(int64_t count, int64_t padded, int64_t size, const float* inverse_sum, BFloat16* context, int64_t width,
+                 TileBuffers& b) {
+  const int64_t depth = round_up(size, kPair);
+  const BFloat16* values = b.values.data();
+  for (int64_t c = 0; c < depth; c += kPair, values += kPair * padded) {
+    zero_four();
+    for (int64_t j = 0; j < padded; j += kPair)
+      multiply_four(b.exponentials.data() + j, 2 * padded, values + j * kTile, values + (padded + j) * kTile);
+    store_four(b.context.data() + c, depth);
+  }
+  for (int64_t r = 0; r < count; r++)
+    each_vector(size, [&](int64_t c, int64_t n) {
+      const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(b.context.data() + r * depth + c), _mm512_set1_ps(inverse_sum[r]));
+      store_lanes(context + r * width + c, value, first_lanes(n));
+    });
+}
+
+void attend_bf16(const BFloat16* fused, BFloat16* context, float* votes, int64_t length, int64_t heads, int64_t size,
+                 TileBuffers& b) {
+  const int64_t width = heads * size, stride = 3 * width, padded = round_up(length, kPair), depth = round_up(size, kPair);
+  const float scale = 1.44269504f / std::sqrt(static_cast<float>(size));  // exponentials of two
+  copy_rows(fused + 2 * width, stride, length, size, padded, depth, b.rows.data());
+  pack_values(b.rows.data(), padded, depth, b.values.data());
+  copy_rows(fused + width, stride, length, size, padded, depth, b.rows.data());
+  pack_keys(b.rows.data(), padded, depth, b.keys.data());
+  copy_rows(fused, stride, length, size, padded, depth, b.rows.data());
+  std::fill_n(b.votes.begin(), padded, 0.f);
+  for (int64_t first = 0; first < length; first += kPair) {
+    const int64_t count = std::min(kPair, length - first);
+    float inverse_sum[kPair];
+    score_tiles(b.rows.data() + first * depth, padded, depth, b);
+    for (int64_t r = 0; r < count; r++)
+      inverse_sum[r] = exponentials(
+          b.scores.data() + r * padded, b.exponentials.data() + r * padded, length, padded, scale);
+    if (votes != nullptr) vote(b.exponentials.data(), count, padded, inverse_sum, b.votes.data());
+    weigh_tiles(count, padded, size, inverse_sum, context + first * width, width, b);
+  }
+  if (votes != nullptr)
+    for (int64_t j = 0; j < length; j++) votes[j] = b.votes[j / kPair * kPair + j % 2 * kTile + j % kPair / 2];
+}
+
+}  // namespace
+
+#endif  // QUALA_TILES
