@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from errors import RunError
 from int8_engine import Int8Model, check_integer_products, executed_products
 from int8_folder import has_vnni, read_modules
-from int8_modules import Int8Linear
+from int8_modules import Int8Embedding, Int8Linear
 from length_config import kept_tokens
 from native_ops import fused_operators_loaded, load_fused_operators, pack_linear
 from results_qa import instruction_set
@@ -59,20 +59,13 @@ class Packed:
     offsets: torch.Tensor
     positions: torch.Tensor
 
-    def select(self, significance: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, "Packed"]:
-        """The rows (T') of the `kept` (B) most significant tokens of each sequence, in order, and what they are packed as.
-
-        The first token, [CLS], is always among them; a shorter sequence keeps all its tokens.
-        """
-        lengths = self.offsets.diff()
-        kept, column = torch.minimum(kept, lengths), torch.arange(int(lengths.max()))
-        scores = significance.new_full((len(lengths), len(column)), -math.inf)
-        scores[column < lengths[:, None]] = significance
-        scores[:, 0] = math.inf
-        ranked = scores.topk(int(kept.max()), dim=1).indices
-        chosen = ranked.masked_fill(column[: ranked.shape[1]] >= kept[:, None], len(column)).sort(1).values
-        rows = (chosen + self.offsets[:-1, None])[chosen < len(column)]
-        return rows, Packed(F.pad(kept.cumsum(0), (1, 0)), self.positions[rows])
+    def select(
+        self, significance: torch.Tensor, kept: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, "Packed"]:
+        """The rows of the `kept` (B) most significant tokens of each sequence, the others, and what the former are packed as."""
+        chosen, dropped = ops.select_rows(significance, self.offsets, kept)
+        lengths = torch.minimum(kept, self.offsets.diff())
+        return chosen, dropped, Packed(F.pad(lengths.cumsum(0), (1, 0)), self.positions[chosen])
 
 
 class NativeLayer(nn.Module):
@@ -86,19 +79,21 @@ class NativeLayer(nn.Module):
         self.up, self.down = NativeLinear(parts["intermediate.dense"]), NativeLinear(parts["output.dense"])
         self.norm = parts["output.LayerNorm"]
 
-    def forward(self, hidden: torch.Tensor, packed: Packed, kept: torch.Tensor | None) -> tuple[torch.Tensor, Packed]:
+    def forward(
+        self, hidden: torch.Tensor, packed: Packed, kept: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Packed, torch.Tensor | None]:
+        """The states of the `kept` most significant tokens after the layer, how they are packed, and the rows dropped."""
         fused = self.fused(hidden, half=self.attend is ops.attention_bf16)
         context, significance = self.attend(fused, packed.offsets, self.heads, kept is not None)
-        rows = None
+        rows = dropped = None
         if kept is not None:
-            rows, packed = packed.select(significance, kept)
-        context_norm, norm = self.context_norm, self.norm
+            rows, dropped, packed = packed.select(significance, kept)
+        projection, norm = self.context, self.context_norm
         hidden = ops.linear_add_norm(
-            context, hidden, rows, self.context.layer, self.context.range, [context_norm.weight, context_norm.bias],
-            context_norm.eps,
+            context, hidden, rows, projection.layer, projection.range, [norm.weight, norm.bias], norm.eps
         )
-        linears = self.up.layer, self.up.range, self.down.layer, self.down.range
-        return ops.feed_forward(hidden, *linears, [norm.weight, norm.bias], norm.eps), packed
+        linears, norm = (self.up.layer, self.up.range, self.down.layer, self.down.range), self.norm
+        return ops.feed_forward(hidden, *linears, [norm.weight, norm.bias], norm.eps), packed, dropped
 
 
 def fastest_attention():
@@ -156,15 +151,16 @@ class NativeModel(Int8Model):
         start, end = result.view(*ids.shape, 2).unbind(2)
         return start.contiguous(), end.contiguous()
 
-    def embed(self, inputs: dict[str, torch.Tensor], real: torch.Tensor) -> torch.Tensor:
-        """The embeddings (T, D) of the real tokens."""
-        ids, norm = inputs["input_ids"], self.embeddings["LayerNorm"]
-        types = inputs.get("token_type_ids", torch.zeros_like(ids))
-        positions = torch.arange(real.shape[1]).expand_as(real)
+    def embed(self, inputs: dict[str, torch.Tensor], real: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The embeddings (T, D) of the real tokens, whose places in the flattened batch are `rows`."""
+        numbers = {"word": inputs["input_ids"], "position": torch.arange(real.shape[1]).expand_as(real)}
+        numbers["token_type"] = inputs.get("token_type_ids", torch.zeros_like(inputs["input_ids"]))
         if self.config.model_type == "roberta":  # counts real tokens, from the number after that of padding
-            positions = real.cumsum(1) + self.config.pad_token_id
-        numbers = {"word": ids, "token_type": types, "position": positions}
-        return norm(sum(self.embeddings[f"{name}_embeddings"](number[real]) for name, number in numbers.items()))
+            numbers["position"] = real.cumsum(1) + self.config.pad_token_id
+        tables, norm = [self.embeddings[f"{name}_embeddings"] for name in numbers], self.embeddings["LayerNorm"]
+        scales = [table.weight_scale for table in tables if isinstance(table, Int8Embedding)]
+        numbers = [number.flatten()[rows] for number in numbers.values()]
+        return ops.embed([table.weight for table in tables], scales, numbers, [norm.weight, norm.bias], norm.eps)
 
     def answer(self, inputs, real, length_config, result: torch.Tensor) -> None:
         """Write the logits of a few sequences into `result` (B * S, 2); padding keeps its zeros.
@@ -174,15 +170,15 @@ class NativeModel(Int8Model):
         counts, positions = real.sum(1), real.flatten().nonzero().squeeze(1)
         if not len(positions):
             return
-        packed, hidden = Packed(F.pad(counts.cumsum(0), (1, 0)), positions), self.embed(inputs, real)
-        left = counts
-        for layer, length in zip(self.layers, length_config or itertools.repeat(None)):
-            kept = counts if length is None else torch.tensor([kept_tokens(length, n) for n in counts.tolist()])
-            drops = bool((kept < left).any())
+        packed, hidden = Packed(F.pad(counts.cumsum(0), (1, 0)), positions), self.embed(inputs, real, positions)
+        left = counts = counts.tolist()
+        for layer, length in zip(self.layers, length_config or itertools.repeat(real.shape[1])):
+            kept = [min(kept_tokens(length, count), rows) for count, rows in zip(counts, left)]
+            drops, before, places = kept != left, hidden, packed.positions
+            hidden, packed, dropped = layer(hidden, packed, torch.tensor(kept) if drops else None)
             if drops:
-                result[packed.positions] = self.head(hidden)
-            hidden, packed = layer(hidden, packed, kept if drops else None)
-            left = torch.minimum(left, kept)
+                result[places[dropped]] = self.head(before[dropped])
+            left = kept
         result[packed.positions] = self.head(hidden)
 
 

@@ -9,6 +9,7 @@ hand, those of csrc replace them; it is compiled once and kept.
 import hashlib
 import itertools
 import logging
+import math
 import os
 import subprocess
 from functools import cache
@@ -38,6 +39,8 @@ for _attention in ("attention", "attention_bf16", "attention_int8"):
     LIBRARY.define(
         f"{_attention}(Tensor fused, Tensor offsets, int heads, bool with_significance) -> (Tensor, Tensor)"
     )
+LIBRARY.define("embed(Tensor[] tables, Tensor[] scales, Tensor[] numbers, Tensor[] norm, float eps) -> Tensor")
+LIBRARY.define("select_rows(Tensor significance, Tensor offsets, Tensor kept) -> (Tensor, Tensor)")
 # A layer is what `pack_linear` gives; range is scale and zero point of its input, scale 0 if each row has its own.
 LIBRARY.define("linear(Tensor x, Tensor[] layer, float[] range, int columns, bool half) -> Tensor")
 LIBRARY.define(
@@ -111,6 +114,28 @@ def _whole(x, dim, levels):
     return (x / step).round(), step
 
 
+def embed(tables, scales, numbers, norm, eps):
+    """LayerNorm of the sum (T, D) of a row of each table, by `numbers` (T); `scales` of tables of bytes, nothing of floats."""
+    rows = [table[number] for table, number in zip(tables, numbers)]
+    rows = [row * scale[number, None] for row, scale, number in zip(rows, scales, numbers)] or rows
+    return F.layer_norm(sum(rows), norm[0].shape, *norm, eps)
+
+
+def select_rows(significance, offsets, kept):
+    """The rows of the `kept` (B) most significant tokens of each sequence, in order, and all other rows.
+
+    The first token, [CLS], is always among the kept; a shorter sequence keeps all its tokens.
+    """
+    lengths = offsets.diff()
+    kept, column = torch.minimum(kept, lengths), torch.arange(int(lengths.max()))
+    scores = significance.new_full((len(lengths), len(column)), -math.inf)
+    scores[column < lengths[:, None]] = significance
+    scores[:, 0] = math.inf
+    ranks = scores.sort(dim=1, descending=True, stable=True).indices.argsort(1)
+    chosen = (ranks < kept[:, None])[column < lengths[:, None]]
+    return chosen.nonzero().squeeze(1), (~chosen).nonzero().squeeze(1)
+
+
 def pack_linear(layer: Int8Linear) -> list[torch.Tensor]:
     """The tensors of an operator's layer: weight, what its sums have too much, factor and bias by column, and smoothing.
 
@@ -162,7 +187,7 @@ def feed_forward(x, up, up_range, down, down_range, norm, eps):
     return linear_add_norm(inner, x, None, down, down_range, norm, eps)
 
 
-for _operator in (attention, attention_bf16, attention_int8, linear, linear_add_norm, feed_forward):
+for _operator in (attention, attention_bf16, attention_int8, embed, select_rows, linear, linear_add_norm, feed_forward):
     LIBRARY.impl(_operator.__name__, _operator, "CompositeExplicitAutograd")  # a kernel of the compiled library wins
 
 
@@ -172,6 +197,17 @@ for _operator in (attention, attention_bf16, attention_int8, linear, linear_add_
 def _(fused, offsets, heads, with_significance):
     significance = fused.new_empty(fused.shape[0] if with_significance else 0, dtype=torch.float32)
     return fused.new_empty(fused.shape[0], fused.shape[1] // 3), significance
+
+
+@torch.library.register_fake("quala::embed")
+def _(tables, scales, numbers, norm, eps):
+    return norm[0].new_empty(numbers[0].shape[0], tables[0].shape[1])
+
+
+@torch.library.register_fake("quala::select_rows")
+def _(significance, offsets, kept):
+    sizes = [torch.library.get_ctx().new_dynamic_size() for _ in range(2)]
+    return tuple(offsets.new_empty(size) for size in sizes)
 
 
 @torch.library.register_fake("quala::linear")

@@ -15,6 +15,8 @@ TORCH_LIBRARY_IMPL(quala, CPU, library) {
 #endif
 #ifdef __AVX512VNNI__
   library.impl("attention_int8", each_head<float, ByteBuffers, attend_int8>);
+  library.impl("embed", embed);
+  library.impl("select_rows", select_rows);
   library.impl("linear", linear);
   library.impl("linear_add_norm", linear_add_norm);
   library.impl("feed_forward", feed_forward);

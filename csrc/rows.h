@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <numeric>
+
 #include "products.h"
 
 #ifdef __AVX512VNNI__
@@ -134,11 +136,11 @@ struct Norm {
   Norm(TensorList norm, double eps)
       : gain(norm[0].data_ptr<float>()), offset(norm[1].data_ptr<float>()), eps(static_cast<float>(eps)) {}
 
-  // LayerNorm(row + residual); the row is overwritten.
+  // LayerNorm(row + residual), which may be null; the row is overwritten.
   void operator()(float* row, const float* residual, float* target, int64_t size) const {
     Vec total(0.f), squares(0.f);
     each_vector(size, [&](int64_t i, int64_t n) {
-      const Vec sum = Vec::loadu(row + i, n) + Vec::loadu(residual + i, n);
+      const Vec sum = residual == nullptr ? Vec::loadu(row + i, n) : Vec::loadu(row + i, n) + Vec::loadu(residual + i, n);
       total = total + Vec::set(Vec(0.f), sum, n);
       sum.store(row + i, n);
     });
@@ -181,6 +183,59 @@ Tensor linear_add_norm(const Tensor& x, const Tensor& residual, const std::optio
   const auto of = x.scalar_type() == at::kBFloat16 ? linear_add_norm_of<BFloat16> : linear_add_norm_of<float>;
   return of(x, residual, rows, Linear(layer, range), Norm(norm, eps));
 }
+
+// ---- tokens -------------------------------------------------------------------------------------------------------
+
+Tensor embed(TensorList tables, TensorList scales, TensorList numbers, TensorList norm, double eps) {
+  const int64_t rows = numbers[0].size(0), size = tables[0].size(1), count = static_cast<int64_t>(tables.size());
+  Tensor result = at::empty({rows, size}, norm[0].options());
+  float* target = result.data_ptr<float>();
+  const Norm normed(norm, eps);
+  std::vector<const int64_t*> number;
+  for (const Tensor& one : numbers) number.push_back(one.data_ptr<int64_t>());
+  const auto add = [&](int64_t table, int64_t place, float* row) {
+    if (scales.empty()) {
+      const float* source = tables[table].const_data_ptr<float>() + place * size;
+      for (int64_t i = 0; i < size; i++) row[i] += source[i];
+    } else {
+      const int8_t* source = tables[table].const_data_ptr<int8_t>() + place * size;
+      const float scale = scales[table].const_data_ptr<float>()[place];
+      for (int64_t i = 0; i < size; i++) row[i] += scale * static_cast<float>(source[i]);
+    }
+  };
+  at::parallel_for(0, rows, kBlock, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(size);
+    for (int64_t r = begin; r < end; r++) {
+      std::fill(row.begin(), row.end(), 0.f);
+      for (int64_t table = 0; table < count; table++) add(table, number[table][r], row.data());
+      normed(row.data(), nullptr, target + r * size, size);
+    }
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor> select_rows(const Tensor& significance, const Tensor& offsets, const Tensor& kept) {
+  const float* score = significance.data_ptr<float>();
+  const int64_t *bound = offsets.data_ptr<int64_t>(), *wanted = kept.data_ptr<int64_t>();
+  std::vector<int64_t> order, chosen, dropped;
+  for (int64_t b = 0; b + 1 < offsets.size(0); b++) {
+    const int64_t first = bound[b], length = bound[b + 1] - first, count = std::min(wanted[b], length);
+    const auto before = [&](int64_t i, int64_t j) {  // the first token, then the more significant, then the earlier ones
+      if (i == first || j == first) return i == first && j != first;
+      return score[i] != score[j] ? score[i] > score[j] : i < j;
+    };
+    order.resize(length);
+    std::iota(order.begin(), order.end(), first);
+    if (count < length) std::nth_element(order.begin(), order.begin() + count, order.end(), before);
+    std::sort(order.begin(), order.begin() + count);
+    std::sort(order.begin() + count, order.end());
+    chosen.insert(chosen.end(), order.begin(), order.begin() + count);
+    dropped.insert(dropped.end(), order.begin() + count, order.end());
+  }
+  return {at::tensor(chosen, kept.options()), at::tensor(dropped, kept.options())};
+}
+
+// ---- the feed-forward block ---------------------------------------------------------------------------------------
 
 // GELU(x) = max(x, 0) - |x| Q(|x|), where Q(a) is the share of a normal distribution above a: a polynomial on each of 32 pieces
 // of [0, 5.5), with Q's value, slope and curvature at both ends (error below 1e-8 and rounding), and nothing beyond.

@@ -144,7 +144,7 @@ def test_selecting_a_number_a_row_is_selecting_row_by_row():
     significance, real = torch.rand(3, 9, generator=generator), torch.arange(9) < torch.tensor([9, 6, 2])[:, None]
     kept, alive = select_tokens(significance, real, torch.tensor([5, 3, 1]))
     packed = Packed(torch.tensor([0, 9, 15, 17]), real.flatten().nonzero().squeeze(1))
-    _, after = packed.select(significance[real], torch.tensor([5, 3, 1]))
+    *_, after = packed.select(significance[real], torch.tensor([5, 3, 1]))
     expected = []
     for row, count in enumerate((5, 3, 1)):
         alone, _ = select_tokens(significance[row : row + 1], real[row : row + 1], count)

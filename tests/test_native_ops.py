@@ -12,9 +12,10 @@ from torch.nn import functional as F
 import native_ops
 from attention import explicit_attention
 from errors import RunError
-from int8_modules import Int8Linear
+from int8_modules import Int8Embedding, Int8Linear
 from length_drop import select_tokens
 from native_engine import NativeLinear, Packed, micro_batches
+from results_qa import cxx_compiler
 
 ops = torch.ops.quala
 
@@ -24,8 +25,9 @@ def implementation(request, tmp_path_factory):
     """The module or namespace that has the operators."""
     if request.param == "PyTorch":
         return native_ops
-    if not native_ops.load_fused_operators(tmp_path_factory.getbasetemp() / "operators"):
+    if cxx_compiler() is None or torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("needs AVX-512 and a C++ compiler")
+    assert native_ops.load_fused_operators(tmp_path_factory.getbasetemp() / "operators")
     return ops
 
 
@@ -218,6 +220,8 @@ def test_the_operators_say_what_they_return_before_they_run(implementation):
         (ops.attention, (fused, offsets, 2, True)),
         (ops.attention_bf16, (fused.to(torch.bfloat16), offsets, 2, True)),
         (ops.attention_int8, (fused, offsets, 2, False)),
+        (ops.embed, ([x.detach()], [], [torch.tensor([3, 1])], norm, 1e-5)),
+        (ops.select_rows, (torch.rand(5), torch.tensor([0, 2, 5]), torch.tensor([1, 2]))),
         (ops.linear, (x, *up, 40, True)),
         (ops.linear_add_norm, (x, x.clone(), torch.tensor([1, 3]), *square, norm, 1e-12)),
         (ops.feed_forward, (x, *up, *down, norm, 1e-12)),
@@ -230,7 +234,7 @@ import sys
 from pathlib import Path
 import torch, native_ops
 from torch import nn
-from int8_modules import Int8Linear
+from int8_modules import Int8Embedding, Int8Linear
 native_ops.FLAGS += ["-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"]
 assert native_ops.load_fused_operators(Path(sys.argv[1])) and not native_ops.fused_operators_loaded("attention_bf16")
 layer = Int8Linear.from_float(nn.Linear(100, 70), (-3.0, 3.0))
@@ -282,17 +286,40 @@ def test_query_key_and_value_with_different_ranges_are_refused():
 # ---- packing -------------------------------------------------------------------------------------------------------
 
 
-def test_selecting_from_packed_sequences_is_selecting_from_padded_ones():
-    lengths = torch.tensor([6, 1, 9, 4])
-    offsets, generator = F.pad(lengths.cumsum(0), (1, 0)), torch.Generator().manual_seed(0)
-    real = torch.arange(9) < lengths[:, None]
+def test_selecting_from_packed_sequences_is_selecting_from_padded_ones(implementation):
+    lengths, generator = torch.tensor([6, 1, 9, 4]), torch.Generator().manual_seed(0)
+    offsets, real = F.pad(lengths.cumsum(0), (1, 0)), torch.arange(9) < lengths[:, None]
     significance = torch.rand(4, 9, generator=generator)
-    rows, after = Packed(offsets, real.flatten().nonzero().squeeze(1)).select(significance[real], torch.full((4,), 4))
+    rows, dropped = implementation.select_rows(significance[real], offsets, torch.full((4,), 4))
     kept, _ = select_tokens(significance, real, 4)
     positions = (kept + 9 * torch.arange(4)[:, None])[real.gather(1, kept)]
-    assert torch.equal(after.positions, positions)
-    assert torch.equal(after.offsets, torch.tensor([0, 4, 5, 9, 13]))
     assert torch.equal(rows, real.flatten().cumsum(0)[positions] - 1)
+    assert sorted([*rows.tolist(), *dropped.tolist()]) == list(range(20)) and dropped.tolist() == sorted(dropped.tolist())
+
+
+def test_of_equally_significant_tokens_the_earlier_ones_stay(implementation):
+    rows, dropped = implementation.select_rows(torch.ones(7), torch.tensor([0, 0, 7]), torch.tensor([1, 3]))
+    assert rows.tolist() == [0, 1, 2] and dropped.tolist() == [3, 4, 5, 6]
+
+
+def test_what_is_selected_is_packed_again():
+    packed_before = Packed(torch.tensor([0, 3, 5]), torch.tensor([0, 1, 2, 9, 10]))
+    rows, dropped, after = packed_before.select(torch.tensor([0.1, 0.2, 0.9, 0.5, 0.5]), torch.tensor([2, 2]))
+    assert rows.tolist() == [0, 2, 3, 4] and dropped.tolist() == [1]
+    assert after.offsets.tolist() == [0, 2, 4] and after.positions.tolist() == [0, 2, 9, 10]
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_embeddings_are_those_of_the_modules(implementation, int8):
+    torch.manual_seed(0)
+    tables = [torch.nn.Embedding(number, 40) for number in (30, 2, 50)]
+    tables = [Int8Embedding.from_float(table) for table in tables] if int8 else tables
+    numbers = [torch.randint(number, (70,)) for number in (30, 2, 50)]
+    norm = torch.linspace(0.5, 2, 40), torch.linspace(-1, 1, 40)
+    scales = [table.weight_scale for table in tables if int8]
+    found = implementation.embed([table.weight for table in tables], scales, numbers, [*norm], 1e-5)
+    expected = F.layer_norm(sum(table(number) for table, number in zip(tables, numbers)), (40,), *norm, 1e-5)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
