@@ -1,4 +1,6 @@
-// Attention in bf16 with tiles (AMX); scores and their exponentials are in float32.
+// Attention in bf16 with tiles (AMX); scores and their exponentials are in float32.  Softmax does not notice what is taken from
+// all scores of a query, as long as its exponentials neither overflow nor vanish: it need not be the largest score.  The
+// product of the norms of the query and of the longest key is above it, known before any score is, and rarely too far above.
 
 #pragma once
 
@@ -13,7 +15,8 @@ constexpr int64_t kTile = 16, kPair = 2 * kTile;  // rows of a tile; its columns
 
 struct TileBuffers {
   std::vector<BFloat16> rows, keys, values, exponentials;
-  std::vector<float> scores, context, votes;
+  std::vector<float> context, votes;
+  alignas(64) float scores[kPair * kPair], total[kPair * kTile];
   Tiles tiles;
   TileBuffers(int64_t longest, int64_t size) {
     const int64_t padded = round_up(longest, kPair), depth = round_up(size, kPair);
@@ -21,7 +24,6 @@ struct TileBuffers {
     keys.resize(padded * depth);
     values.resize(padded * depth);
     exponentials.resize(kPair * padded);
-    scores.resize(kPair * padded);
     context.resize(kPair * depth);
     votes.resize(padded);
   }
@@ -88,31 +90,69 @@ void store_four(float* target, int64_t stride) {
   _tile_stored(3, target + kTile * stride + kTile, 4 * stride);
 }
 
-// Scores (32, padded) of 32 queries.
-void score_tiles(const BFloat16* queries, int64_t padded, int64_t depth, TileBuffers& b) {
+// Calls use(first key) for every 32 keys, when b.scores has the scores (32, 32) that 32 queries give them.
+template <typename Use>
+void each_score(const BFloat16* queries, int64_t padded, int64_t depth, TileBuffers& b, const Use& use) {
   const BFloat16* keys = b.keys.data();
   for (int64_t j = 0; j < padded; j += kPair, keys += kPair * depth) {
     zero_four();
     for (int64_t c = 0; c < depth; c += kPair)
       multiply_four(queries + c, 2 * depth, keys + c * kTile, keys + (depth + c) * kTile);
-    store_four(b.scores.data() + j, padded);
+    store_four(b.scores, kPair);
+    use(j);
   }
 }
 
-// A row of `padded` scores, the first `length` of them real, becomes exponentials in bf16; returns one over their sum.
-float exponentials(float* scores, BFloat16* rounded, int64_t length, int64_t padded, float scale) {
-  std::fill(scores + length, scores + padded, kNever);
-  __m512 largest = _mm512_set1_ps(kNever), total = _mm512_setzero_ps();
-  for (int64_t j = 0; j < padded; j += kLanes) largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores + j));
-  const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(-scale * _mm512_reduce_max_ps(largest));
-  for (int64_t j = 0; j < padded; j += kPair) {
-    const __m512 low = power_of_two(_mm512_fmadd_ps(_mm512_loadu_ps(scores + j), factor, shift));
-    const __m512 high = power_of_two(_mm512_fmadd_ps(_mm512_loadu_ps(scores + j + kTile), factor, shift));
-    total = _mm512_add_ps(total, _mm512_add_ps(low, high));
-    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
-    std::memcpy(rounded + j, &both, sizeof both);
+float squared_norm(const BFloat16* row, int64_t depth) {
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t c = 0; c < depth; c += kPair) {
+    const __m512i pairs = _mm512_loadu_si512(row + c);
+    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)));
+    total = _mm512_fmadd_ps(even, even, _mm512_fmadd_ps(odd, odd, total));
   }
-  return 1.f / _mm512_reduce_add_ps(total);
+  return _mm512_reduce_add_ps(total);
+}
+
+// The exponentials (count, padded) of 32 queries' scores minus `shift`, of those for the first `length` keys; one over their
+// sums.  False if a sum has all but vanished.
+bool exponentials(const BFloat16* queries, int64_t count, int64_t length, int64_t padded, int64_t depth, float scale,
+                  const float* shift, float* inverse_sum, TileBuffers& b) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  std::fill_n(b.total, kPair * kTile, 0.f);
+  each_score(queries, padded, depth, b, [&](int64_t j) {
+    const __mmask16 real_low = first_lanes(length - j), real_high = first_lanes(std::max<int64_t>(length - j - kTile, 0));
+    for (int64_t r = 0; r < count; r++) {
+      const float* scores = b.scores + r * kPair;
+      const __m512 less = _mm512_set1_ps(-shift[r]);
+      const auto power = [&](int64_t i, __mmask16 real) {
+        return _mm512_maskz_mov_ps(real, power_of_two(_mm512_fmadd_ps(_mm512_load_ps(scores + i), factor, less)));
+      };
+      const __m512 low = power(0, real_low), high = power(kTile, real_high);
+      const __m512 total = _mm512_load_ps(b.total + r * kTile);
+      _mm512_store_ps(b.total + r * kTile, _mm512_add_ps(total, _mm512_add_ps(low, high)));
+      const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+      std::memcpy(b.exponentials.data() + r * padded + j, &both, sizeof both);
+    }
+  });
+  float smallest = 1.f;
+  for (int64_t r = 0; r < count; r++) {
+    const float sum = _mm512_reduce_add_ps(_mm512_load_ps(b.total + r * kTile));
+    smallest = std::min(smallest, sum);
+    inverse_sum[r] = 1.f / sum;
+  }
+  return smallest > 0x1p-100f;
+}
+
+// The largest score of each of 32 queries.
+void largest_scores(const BFloat16* queries, int64_t count, int64_t length, int64_t padded, int64_t depth, float scale,
+                    float* largest, TileBuffers& b) {
+  std::fill_n(largest, count, kNever);
+  each_score(queries, padded, depth, b, [&](int64_t j) {
+    for (int64_t r = 0; r < count; r++)
+      for (int64_t i = 0; i < std::min(kPair, length - j); i++)
+        largest[r] = std::max(largest[r], scale * b.scores[r * kPair + i]);
+  });
 }
 
 // Adds the probabilities of `count` rows of exponentials to the votes, which are kept as every second token of 32 first.
@@ -157,15 +197,20 @@ void attend_bf16(const BFloat16* fused, BFloat16* context, float* votes, int64_t
   pack_values(b.rows.data(), padded, depth, b.values.data());
   copy_rows(fused + width, stride, length, size, padded, depth, b.rows.data());
   pack_keys(b.rows.data(), padded, depth, b.keys.data());
+  float longest_key = 0.f;
+  for (int64_t j = 0; j < length; j++) longest_key = std::max(longest_key, squared_norm(b.rows.data() + j * depth, depth));
+  longest_key = std::sqrt(longest_key);
   copy_rows(fused, stride, length, size, padded, depth, b.rows.data());
   std::fill_n(b.votes.begin(), padded, 0.f);
   for (int64_t first = 0; first < length; first += kPair) {
+    const BFloat16* queries = b.rows.data() + first * depth;
     const int64_t count = std::min(kPair, length - first);
-    float inverse_sum[kPair];
-    score_tiles(b.rows.data() + first * depth, padded, depth, b);
-    for (int64_t r = 0; r < count; r++)
-      inverse_sum[r] = exponentials(
-          b.scores.data() + r * padded, b.exponentials.data() + r * padded, length, padded, scale);
+    float shift[kPair], inverse_sum[kPair];
+    for (int64_t r = 0; r < count; r++) shift[r] = scale * longest_key * std::sqrt(squared_norm(queries + r * depth, depth));
+    if (!exponentials(queries, count, length, padded, depth, scale, shift, inverse_sum, b)) {
+      largest_scores(queries, count, length, padded, depth, scale, shift, b);
+      exponentials(queries, count, length, padded, depth, scale, shift, inverse_sum, b);
+    }
     if (votes != nullptr) vote(b.exponentials.data(), count, padded, inverse_sum, b.votes.data());
     weigh_tiles(count, padded, size, inverse_sum, context + first * width, width, b);
   }

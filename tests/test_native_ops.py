@@ -95,16 +95,29 @@ def test_attention_in_bf16_is_that_of_pytorch_but_for_its_rounding(implementatio
     assert significance.sum().item() == pytest.approx(heads * sum(lengths), rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["attention", "attention_int8"])
+def test_attention_in_bf16_is_right_where_the_longest_key_is_far_from_all_queries(implementation):
+    fused, offsets = packed([70], 3 * 32)
+    fused[5, 32:64] *= 1000  # the product of the norms is thousands above the largest score
+    fused[:, :32] -= (fused[:, :32] @ fused[5, 32:64, None]) * fused[5, 32:64] / fused[5, 32:64].norm() ** 2 * 1.02
+    fused = fused.to(torch.bfloat16)
+    context, significance = implementation.attention_bf16(fused, offsets, 1, True)
+    expected, votes = native_ops.attention(fused.float(), offsets, 1, True)
+    assert (context.float() - expected).norm() < 0.005 * expected.norm()
+    assert (significance - votes).norm() < 0.005 * votes.norm()
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_bf16", "attention_int8"])
 def test_a_large_score_does_not_overflow(implementation, name):
     fused, offsets = packed([20], 3 * 32)
+    fused = fused.to(torch.bfloat16 if name == "attention_bf16" else torch.float32)
     context, significance = getattr(implementation, name)(fused * 100, offsets, 1, True)
     assert context.isfinite().all() and significance.sum().item() == pytest.approx(20, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["attention", "attention_int8"])
+@pytest.mark.parametrize("name", ["attention", "attention_bf16", "attention_int8"])
 def test_significance_that_nobody_wants_is_empty(implementation, name):
     fused, offsets = packed([20, 3], 3 * 64)
+    fused = fused.to(torch.bfloat16 if name == "attention_bf16" else torch.float32)
     attention = getattr(implementation, name)
     context, nothing = attention(fused, offsets, 2, False)
     assert nothing.numel() == 0
