@@ -44,11 +44,15 @@ class Contender:
     autocast: torch.dtype | None = None
     facts: dict = field(default_factory=dict)
 
-    def __call__(self, batch: dict[str, torch.Tensor]) -> None:
-        """One forward pass, waited for."""
+    def outputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Those of one forward pass."""
         device = self.model.device.type
         with torch.inference_mode(), torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            self.model(**batch, length_config=self.length_config).start_logits.sum().item()  # item() waits for a GPU
+            return self.model(**batch, length_config=self.length_config)
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> None:
+        """One forward pass, waited for."""
+        self.outputs(batch).start_logits.sum().item()  # item() waits for a GPU
 
     def row(self) -> dict:
         """What the measurement is of."""

@@ -6,7 +6,6 @@ is taken out before the first layer and no row is computed for it; dropped token
 
 import itertools
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +58,7 @@ class Packed:
     offsets: torch.Tensor
     positions: torch.Tensor
 
-    def select(
-        self, significance: torch.Tensor, kept: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, "Packed"]:
+    def select(self, significance: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, "Packed"]:
         """The rows of the `kept` (B) most significant tokens of each sequence, the others, and what the former are packed as."""
         chosen, dropped = ops.select_rows(significance, self.offsets, kept)
         lengths = torch.minimum(kept, self.offsets.diff())
@@ -75,7 +72,8 @@ class NativeLayer(nn.Module):
         super().__init__()
         self.heads, self.attend = heads, fastest_attention()
         self.fused = NativeLinear(*(parts[f"attention.self.{name}"] for name in ("query", "key", "value")))
-        self.context, self.context_norm = NativeLinear(parts["attention.output.dense"]), parts["attention.output.LayerNorm"]
+        self.context = NativeLinear(parts["attention.output.dense"])
+        self.context_norm = parts["attention.output.LayerNorm"]
         self.up, self.down = NativeLinear(parts["intermediate.dense"]), NativeLinear(parts["output.dense"])
         self.norm = parts["output.LayerNorm"]
 

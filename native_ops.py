@@ -187,7 +187,8 @@ def feed_forward(x, up, up_range, down, down_range, norm, eps):
     return linear_add_norm(inner, x, None, down, down_range, norm, eps)
 
 
-for _operator in (attention, attention_bf16, attention_int8, embed, select_rows, linear, linear_add_norm, feed_forward):
+_attentions = attention, attention_bf16, attention_int8
+for _operator in (*_attentions, embed, select_rows, linear, linear_add_norm, feed_forward):
     LIBRARY.impl(_operator.__name__, _operator, "CompositeExplicitAutograd")  # a kernel of the compiled library wins
 
 

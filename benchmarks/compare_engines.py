@@ -39,8 +39,9 @@ from length_config import count_macs, parse_length_config, parse_length_ratios
 from loading import QuestionSet, weights_checksum
 from modeling_la_auto import MODEL_CLASSES
 from native_engine import NativeModel
+from native_ops import load_fused_operators
 from plots import plot_engines
-from results_qa import environment, write_json
+from results_qa import engine_cache, environment, write_json
 from utils_qa import AnswerSettings
 
 PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx", "intel_extension_for_pytorch")
@@ -67,6 +68,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--int8", nargs="*", default=[], help="folders of INT8 readers, from --tune, each for a backend"
     )
+    parser.add_argument("--bf16", action="store_true", help="the float reader in bf16 too")
     parser.add_argument("--peers", help="folder from benchmarks/make_peers.py")
     parser.add_argument("--validation_file", required=True, help="questions that are timed")
     parser.add_argument("--length_config", required=True, help='the config beside full length: "(315, 251, ...)"')
@@ -109,6 +111,9 @@ def open_models(args: argparse.Namespace, model_type: str) -> dict[str, object]:
     """The models by the engines' names, the float32 reader first."""
     reader = MODEL_CLASSES[model_type].from_pretrained(args.model, dtype=torch.float32)
     models = {"float32 reader": reader.eval()}
+    if args.bf16:
+        load_fused_operators(engine_cache(args.engine_cache_dir))
+        models["bf16 reader"] = reader
     for folder in args.int8:
         model = open_int8(folder, args.engine_cache_dir)
         check_source(f"--int8 {folder}", model.recipe.get("source", {}).get("sha256"), args)
@@ -134,7 +139,8 @@ def make_contenders(args: argparse.Namespace) -> list[Contender]:
             if at == "ratios" and not isinstance(model, PreTrainedModel | NativeModel):
                 continue
             macs = {"macs": count_macs(config, lengths, length), "full_macs": count_macs(config, None, length)}
-            contenders.append(Contender(model, lengths, facts={"engine": name, "at": at} | macs))
+            autocast = torch.bfloat16 if name == "bf16 reader" else None
+            contenders.append(Contender(model, lengths, autocast, {"engine": name, "at": at} | macs))
     return contenders
 
 

@@ -22,8 +22,7 @@ def group(windows: int, size: int) -> list[range]:
 
 def run(contender: Contender, batch: dict[str, torch.Tensor]) -> np.ndarray:
     """Start and end logits (2, B, S) of one pass, -100 at padding."""
-    with torch.inference_mode():
-        outputs = contender.model(**batch, length_config=contender.length_config)
+    outputs = contender.outputs(batch)
     logits = torch.stack([outputs.start_logits, outputs.end_logits]).float()
     return logits.masked_fill(~batch["attention_mask"].bool(), -100).numpy()
 

@@ -1,7 +1,6 @@
 """Serving an INT8 folder on the native engine: what it computes, what it imports, what it keeps."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from transformers import BertConfig, RobertaConfig
 
 from errors import RunError
 from int8_backends import open_int8
-from int8_engine import executed_products
 from modeling_la_auto import MODEL_CLASSES
 from quantization import load_int8, quantize, recipes, save_int8
 from reader import Reader
