@@ -24,7 +24,7 @@ from results_qa import instruction_set
 logger = logging.getLogger(__name__)
 ops = torch.ops.quala
 ROWS = 32  # which the operators take through a layer together
-TOKENS = 2048  # as many go through the layers together: what a layer leaves for the next one stays in the cache
+TOKENS = 4096  # as many go through the layers together: enough rows for all threads, where most are dropped too
 
 
 class NativeLinear(nn.Module):

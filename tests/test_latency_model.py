@@ -124,13 +124,13 @@ def test_terms_count_what_the_layers_compute():
 
 
 def test_the_native_engine_takes_its_own_parts_of_a_batch():
-    windows = Windows((1000, 1000, 900, 100), 1024)
+    windows = Windows((2000, 2000, 1800, 200), 2048)
     assert computed_together([windows], packed=False) == [windows]
     parts = computed_together([windows], packed=True)
-    assert parts == [Windows((1000, 1000), 1024), Windows((900, 100), 1024)]
-    # 2000 and 1000 rows in multiples of 32, twice; then 600 + 600 and 600 + 100
-    assert all_terms((1024, 600), [windows], True)[1] == (2 * 2016 + 2 * 1024) / 4
-    assert all_terms((1024, 600), [windows], True)[4] == (2016 + 1024 + 1216 + 704) / 4
+    assert parts == [Windows((2000, 2000), 2048), Windows((1800, 200), 2048)]
+    # 4000 and 2000 rows in multiples of 32, twice; then 1200 + 1200 and 1200 + 200
+    assert all_terms((2048, 1200), [windows], True)[1] == (2 * 4000 + 2 * 2016) / 4
+    assert all_terms((2048, 1200), [windows], True)[4] == (4000 + 2016 + 2400 + 1408) / 4
 
 
 # ---- the fit -------------------------------------------------------------------------------------------------------
