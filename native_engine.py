@@ -112,7 +112,8 @@ class NativeModel(Int8Model):
             raise RunError("--quantization_backend native computes what is not INT8 in float32: remove --bf16.")
         if self.config.hidden_act != "gelu":
             raise RunError(f"--quantization_backend native knows GELU, not {self.config.hidden_act}: use pt2e.")
-        load_fused_operators(self.cache_dir)
+        if load_fused_operators(self.cache_dir) and not fused_operators_loaded("linear"):
+            logger.warning("the processor has no AVX-512 VNNI: INT8 layers run in PyTorch, which is slower")
         modules = read_modules(folder, self.recipe)
         base, heads = self.config.model_type, self.config.num_attention_heads
         self.embeddings = nn.ModuleDict(below(f"{base}.embeddings.", modules))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, RobertaConfig
 
+import native_engine
 from errors import RunError
 from int8_backends import open_int8
 from modeling_la_auto import MODEL_CLASSES
@@ -90,6 +91,14 @@ def test_the_logits_of_a_window_do_not_depend_on_how_many_rows_are_padded(bert_t
     together, length = model(**batch)["start_logits"], int(batch["attention_mask"][3].sum())
     alone = model(**{name: tensor[3:4, :length] for name, tensor in batch.items()})["start_logits"]
     torch.testing.assert_close(alone[0], together[3, :length], atol=1e-5, rtol=1e-5)
+
+
+def test_without_vnni_it_says_that_layers_are_slower(bert_tokenizer, cache, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(native_engine, "load_fused_operators", lambda _: True)
+    monkeypatch.setattr(native_engine, "fused_operators_loaded", lambda _: False)
+    open_int8(make_folder(tmp_path, "bert", bert_tokenizer), cache)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1 and "VNNI" in said[0] and "slower" in said[0]
 
 
 def test_a_folder_without_a_tokenizer_is_named(bert_tokenizer, cache, tmp_path):
