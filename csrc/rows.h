@@ -192,7 +192,11 @@ Tensor embed(TensorList tables, TensorList scales, TensorList numbers, TensorLis
   float* target = result.data_ptr<float>();
   const Norm normed(norm, eps);
   std::vector<const int64_t*> number;
-  for (const Tensor& one : numbers) number.push_back(one.data_ptr<int64_t>());
+  for (int64_t table = 0; table < count; table++) {
+    number.push_back(numbers[table].data_ptr<int64_t>());
+    for (int64_t r = 0; r < rows; r++)
+      TORCH_CHECK_INDEX(number[table][r] >= 0 && number[table][r] < tables[table].size(0), "index out of range in embed");
+  }
   const auto add = [&](int64_t table, int64_t place, float* row) {
     if (scales.empty()) {
       const float* source = tables[table].const_data_ptr<float>() + place * size;

@@ -264,6 +264,11 @@ def test_products_of_vectors_are_those_of_pytorch(tmp_path):
     subprocess.run(command, cwd=Path(native_ops.__file__).parent, check=True, capture_output=True, timeout=300)
 
 
+def test_a_number_that_no_table_has_is_an_error(implementation):
+    with pytest.raises(IndexError, match="out of (range|bounds)"):
+        implementation.embed([torch.ones(3, 16)], [], [torch.tensor([1, 3])], [torch.ones(16), torch.zeros(16)], 1e-5)
+
+
 # ---- without C++ ---------------------------------------------------------------------------------------------------
 
 
