@@ -47,7 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1250, help="of every student's training (default: %(default)s)")
     parser.add_argument("--drop_steps", type=int, help="of LengthDrop (as many if unset)")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", default="1e-4")
+    parser.add_argument("--learning_rate", default="1e-4", help="of the students (default: %(default)s)")
+    parser.add_argument("--drop_learning_rate", default="5e-5", help="of LengthDrop (default: %(default)s)")
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--rates", default="[0.1, 0.2, 0.3]", help="constant ratios that LengthDrop is scored at")
     parser.add_argument("run_qa", nargs=argparse.REMAINDER, metavar="-- FLAGS OF run_qa.py")
@@ -65,10 +66,10 @@ def run_qa(folder: Path, result: str, flags: list[object], args: argparse.Namesp
     return json.loads((folder / result).read_text(encoding="utf-8"))
 
 
-def training(args: argparse.Namespace, model: object, steps: int) -> list[object]:
+def training(args: argparse.Namespace, model: object, steps: int, learning_rate: str) -> list[object]:
     """The flags that every training shares."""
     data = ["--train_file", args.train_file]
-    sizes = ["--max_train_samples", args.questions, "--max_steps", steps, "--learning_rate", args.learning_rate]
+    sizes = ["--max_train_samples", args.questions, "--max_steps", steps, "--learning_rate", learning_rate]
     sizes += ["--per_device_train_batch_size", args.batch_size, "--warmup_steps", "0.06"]
     return ["--model_name_or_path", model, *data, *sizes, "--do_train"]
 
@@ -90,7 +91,7 @@ def train_student(name: str, args: argparse.Namespace) -> tuple[Path, dict]:
     for number, (lesson, share) in enumerate(STUDENTS[name], start=1):
         last = number == len(STUDENTS[name])
         folder = args.output_dir / f"{name.replace(', ', '_').replace(' ', '_')}-{number}"
-        flags = training(args, model or args.teacher, round(args.steps * share)) + lesson
+        flags = training(args, model or args.teacher, round(args.steps * share), args.learning_rate) + lesson
         flags += [] if model else ["--student_layers", args.student_layers]
         flags += learning(args, layers="--pred_distill" not in lesson) if lesson else []
         flags += scoring(args) if last else []
@@ -101,7 +102,7 @@ def train_student(name: str, args: argparse.Namespace) -> tuple[Path, dict]:
 def train_dynamic(source: str, student: Path, args: argparse.Namespace) -> list[dict]:
     """Scores by constant ratio after LengthDrop whose sub-models learn from `source`, full length first."""
     folder = args.output_dir / f"length_drop-{source}"
-    flags = [*training(args, student, args.drop_steps), *scoring(args)]
+    flags = [*training(args, student, args.drop_steps, args.drop_learning_rate), *scoring(args)]
     flags += ["--length_adaptive", "--kl_direction", "full_sub"]
     flags += ["--length_drop_ratio_bound", "0.3", "--num_sandwich", "1", "--length_drop_teacher", source]
     if source != "self":
