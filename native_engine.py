@@ -6,6 +6,7 @@ is taken out before the first layer and no row is computed for it; dropped token
 
 import itertools
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,8 @@ class NativeLinear(nn.Module):
         self.layer, self.range = pack_linear(together), [first.input_scale or 0.0, float(first.input_zero_point)]
         self.padded_shape = 64 * self.layer[0].shape[1], 16 * self.layer[0].shape[0]
 
-    def forward(self, x: torch.Tensor, half: bool = False) -> torch.Tensor:
-        return ops.linear(x, self.layer, self.range, self.columns, half)
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None = None, half: bool = False) -> torch.Tensor:
+        return ops.linear(x, rows, self.layer, self.range, self.columns, half)
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class Packed:
     positions: torch.Tensor
 
     def select(self, significance: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, "Packed"]:
-        """The rows of the `kept` (B) most significant tokens of each sequence, the others, and what the former are packed as."""
+        """The rows of the `kept` (B) most significant tokens of each sequence, the others, and what the former are packed as.
+
+        No sequence has fewer tokens than it shall keep.
+        """
         chosen, dropped = ops.select_rows(significance, self.offsets, kept)
-        lengths = torch.minimum(kept, self.offsets.diff())
-        return chosen, dropped, Packed(F.pad(lengths.cumsum(0), (1, 0)), self.positions[chosen])
+        return chosen, dropped, Packed(F.pad(kept.cumsum(0), (1, 0)), self.positions[chosen])
 
 
 class NativeLayer(nn.Module):
@@ -176,7 +179,7 @@ class NativeModel(Int8Model):
             drops, before, places = kept != left, hidden, packed.positions
             hidden, packed, dropped = layer(hidden, packed, torch.tensor(kept) if drops else None)
             if drops:
-                result[places[dropped]] = self.head(before[dropped])
+                result[places[dropped]] = self.head(before, dropped)
             left = kept
         result[packed.positions] = self.head(hidden)
 
@@ -187,11 +190,10 @@ def below(prefix: str, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def micro_batches(lengths: list[int]) -> list[tuple[int, int]]:
-    """Ranges [begin, end) of sequences that have about TOKENS tokens together."""
-    bounds, total = [0], 0
-    for index, length in enumerate(lengths):
-        if total and total + length > TOKENS:
-            bounds.append(index)
-            total = 0
-        total += length
-    return list(itertools.pairwise([*bounds, len(lengths)]))
+    """Ranges [begin, end) of sequences that have about as many tokens each, and about TOKENS at most."""
+    total = max(sum(lengths), 1)
+    parts = math.ceil(total / TOKENS)
+    before = itertools.accumulate(lengths[:-1], initial=0)
+    part = [tokens * parts // total for tokens in before]
+    bounds = [index for index in range(1, len(part)) if part[index] != part[index - 1]]
+    return list(itertools.pairwise([0, *bounds, len(lengths)]))

@@ -42,7 +42,7 @@ for _attention in ("attention", "attention_bf16", "attention_int8"):
 LIBRARY.define("embed(Tensor[] tables, Tensor[] scales, Tensor[] numbers, Tensor[] norm, float eps) -> Tensor")
 LIBRARY.define("select_rows(Tensor significance, Tensor offsets, Tensor kept) -> (Tensor, Tensor)")
 # A layer is what `pack_linear` gives; range is scale and zero point of its input, scale 0 if each row has its own.
-LIBRARY.define("linear(Tensor x, Tensor[] layer, float[] range, int columns, bool half) -> Tensor")
+LIBRARY.define("linear(Tensor x, Tensor? rows, Tensor[] layer, float[] range, int columns, bool half) -> Tensor")
 LIBRARY.define(
     "linear_add_norm(Tensor x, Tensor residual, Tensor? rows, Tensor[] layer, float[] range, Tensor[] norm, float eps) "
     "-> Tensor"
@@ -152,13 +152,14 @@ def pack_linear(layer: Int8Linear) -> list[torch.Tensor]:
     return [packed, weight.sum(1, dtype=torch.int32) * zero_point, *by_column, *shrink]
 
 
-def linear(x, layer, range, columns, half):
-    """x W^T + b (T, columns) of the rows of `x`, by a product of bytes; in bf16 if `half`."""
+def linear(x, rows, layer, range, columns, half):
+    """x W^T + b (T', columns) of the `rows` (T') of `x`, all if None, by a product of bytes; in bf16 if `half`."""
+    x = x if rows is None else x.index_select(0, rows)
     weight, correction, factor, bias, *shrink = layer
     values, largest = quantize(F.pad(x.float(), (0, 64 * weight.shape[1] - x.shape[1])), *shrink, range=range)
-    rows = weight.unflatten(3, (16, 4)).permute(0, 3, 1, 2, 4).reshape(len(bias), -1)
+    plain = weight.unflatten(3, (16, 4)).permute(0, 3, 1, 2, 4).reshape(len(bias), -1)
     zero_point = 128 if range[0] == 0 else int(range[1])
-    packed = torch.ops.onednn.qlinear_prepack(rows, None)
+    packed = torch.ops.onednn.qlinear_prepack(plain, None)
     scales = 1.0, zero_point, packed, factor, torch.zeros_like(correction), None  # the input's scale is in the factor
     product = torch.ops.onednn.qlinear_pointwise(values, *scales, 1.0, 0, torch.float32, "none", [], "")
     result = torch.addcmul(bias, product, largest)
@@ -178,12 +179,12 @@ def linear_add_norm(x, residual, rows, layer, range, norm, eps):
     """LayerNorm(linear(x) + residual) of the `rows` (T') of both, all if None."""
     if rows is not None:
         x, residual = x.index_select(0, rows), residual.index_select(0, rows)
-    return F.layer_norm(linear(x, layer, range, residual.shape[1], False) + residual, norm[0].shape, *norm, eps)
+    return F.layer_norm(linear(x, None, layer, range, residual.shape[1], False) + residual, norm[0].shape, *norm, eps)
 
 
 def feed_forward(x, up, up_range, down, down_range, norm, eps):
     """LayerNorm(down(GELU(up(x))) + x)."""
-    inner = F.gelu(linear(x, up, up_range, len(up[3]), False))
+    inner = F.gelu(linear(x, None, up, up_range, len(up[3]), False))
     return linear_add_norm(inner, x, None, down, down_range, norm, eps)
 
 
@@ -212,8 +213,8 @@ def _(significance, offsets, kept):
 
 
 @torch.library.register_fake("quala::linear")
-def _(x, layer, range, columns, half):
-    return x.new_empty(x.shape[0], columns, dtype=torch.bfloat16 if half else torch.float32)
+def _(x, rows, layer, range, columns, half):
+    return x.new_empty((x if rows is None else rows).shape[0], columns, dtype=torch.bfloat16 if half else torch.float32)
 
 
 @torch.library.register_fake("quala::linear_add_norm")

@@ -14,13 +14,13 @@ using at::BFloat16;
 constexpr int64_t kTile = 16, kPair = 2 * kTile;  // rows of a tile; its columns in bf16, and the queries at a time
 
 struct TileBuffers {
-  std::vector<BFloat16> rows, keys, values, exponentials;
-  std::vector<float> context, votes;
+  Workspace<BFloat16> queries, keys, values, exponentials;
+  Workspace<float> context, votes;
   alignas(64) float scores[kPair * kPair], total[kPair * kTile];
   Tiles tiles;
   TileBuffers(int64_t longest, int64_t size) {
     const int64_t padded = round_up(longest, kPair), depth = round_up(size, kPair);
-    rows.resize(padded * depth);
+    queries.resize(kPair * depth);
     keys.resize(padded * depth);
     values.resize(padded * depth);
     exponentials.resize(kPair * padded);
@@ -29,37 +29,55 @@ struct TileBuffers {
   }
 };
 
-// Rows of `size` elements that lie `stride` apart become (padded, depth) without gaps, zero beyond the given ones.
-void copy_rows(const BFloat16* source, int64_t stride, int64_t length, int64_t size, int64_t padded, int64_t depth,
-               BFloat16* target) {
+__m512bh as_bf16(__m512i bits) {
+  __m512bh values;
+  std::memcpy(&values, &bits, sizeof bits);
+  return values;
+}
+
+// Rows of `size` elements that lie `stride` apart become (32, depth) without gaps, zero beyond the given ones.
+void copy_rows(const BFloat16* source, int64_t stride, int64_t count, int64_t size, int64_t depth, BFloat16* target) {
   for (int64_t c = 0; c < depth; c += kPair) {
     const __mmask32 lanes = size - c >= kPair ? ~0u : (1u << (size - c)) - 1;
-    for (int64_t j = 0; j < length; j++)
+    for (int64_t j = 0; j < count; j++)
       _mm512_storeu_si512(target + j * depth + c, _mm512_maskz_loadu_epi16(lanes, source + j * stride + c));
   }
-  std::fill_n(target + length * depth, (padded - length) * depth, BFloat16(0));
+  std::fill_n(target + count * depth, (kPair - count) * depth, BFloat16(0));
 }
 
-// Rows (padded, depth) as the right side of rows times columns: tiles of 16 rows, their pairs of elements transposed.
-void pack_keys(const BFloat16* rows, int64_t padded, int64_t depth, BFloat16* target) {
+// Keys, rows of `size` elements that lie `stride` apart, as the right side of rows times columns: tiles of 16 keys, their pairs
+// of elements transposed, zero beyond the given ones.  Returns the largest norm.
+float pack_keys(const BFloat16* source, int64_t stride, int64_t length, int64_t size, int64_t padded, int64_t depth,
+                BFloat16* target) {
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(depth / 2));
-  for (int64_t j = 0; j < padded; j += kTile)
-    for (int64_t c = 0; c < depth; c += 2) {
-      _mm512_storeu_si512(target, _mm512_i32gather_epi32(places, rows + j * depth + c, 4));
-      target += kPair;
+  const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(stride)));
+  __m512 largest = _mm512_setzero_ps();
+  for (int64_t j = 0; j < padded; j += kTile) {
+    const __mmask16 real = first_lanes(std::max<int64_t>(length - j, 0));
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t c = 0; c < depth; c += 2, target += kPair) {
+      const __mmask16 rows = c < size ? real : 0;
+      __m512i pairs = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), rows, places, source + j * stride + c, 2);
+      if (c + 1 == size) pairs = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff));
+      squares = _mm512_dpbf16_ps(squares, as_bf16(pairs), as_bf16(pairs));
+      _mm512_storeu_si512(target, pairs);
     }
+    largest = _mm512_max_ps(largest, squares);
+  }
+  return std::sqrt(_mm512_reduce_max_ps(largest));
 }
 
-// Rows (padded, depth) as the right side of a product over the rows: tiles of 16 columns, pairs of rows interleaved.
-void pack_values(const BFloat16* rows, int64_t padded, int64_t depth, BFloat16* target) {
+// Values, rows of `size` elements that lie `stride` apart, as the right side of a product over the rows: tiles of 16 columns,
+// pairs of rows interleaved, zero beyond the given ones.
+void pack_values(const BFloat16* source, int64_t stride, int64_t length, int64_t size, int64_t padded, int64_t depth,
+                 BFloat16* target) {
   for (int64_t c = 0; c < depth; c += kTile)
-    for (int64_t j = 0; j < padded; j += 2) {
+    for (int64_t j = 0; j < padded; j += 2, target += kPair) {
       const auto row = [&](int64_t i) {
-        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + i * depth + c)));
+        const __mmask16 lanes = i < length ? first_lanes(std::max<int64_t>(size - c, 0)) : 0;
+        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, source + i * stride + c));
       };
       _mm512_storeu_si512(target, _mm512_or_si512(row(j), _mm512_slli_epi32(row(j + 1), 16)));
-      target += kPair;
     }
 }
 
@@ -103,15 +121,13 @@ void each_score(const BFloat16* queries, int64_t padded, int64_t depth, TileBuff
   }
 }
 
-float squared_norm(const BFloat16* row, int64_t depth) {
-  __m512 total = _mm512_setzero_ps();
+float norm_of(const BFloat16* row, int64_t depth) {
+  __m512 squares = _mm512_setzero_ps();
   for (int64_t c = 0; c < depth; c += kPair) {
-    const __m512i pairs = _mm512_loadu_si512(row + c);
-    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)));
-    total = _mm512_fmadd_ps(even, even, _mm512_fmadd_ps(odd, odd, total));
+    const __m512bh pairs = as_bf16(_mm512_loadu_si512(row + c));
+    squares = _mm512_dpbf16_ps(squares, pairs, pairs);
   }
-  return _mm512_reduce_add_ps(total);
+  return std::sqrt(_mm512_reduce_add_ps(squares));
 }
 
 // The exponentials (count, padded) of 32 queries' scores minus `shift`, of those for the first `length` keys; one over their
@@ -155,31 +171,43 @@ void largest_scores(const BFloat16* queries, int64_t count, int64_t length, int6
   });
 }
 
-// Adds the probabilities of `count` rows of exponentials to the votes, which are kept as every second token of 32 first.
-void vote(const BFloat16* exponentials, int64_t count, int64_t padded, const float* inverse_sum, float* votes) {
-  const __m512i high = _mm512_set1_epi32(0xffff0000);
-  for (int64_t j = 0; j < padded; j += kPair) {
-    __m512 even = _mm512_loadu_ps(votes + j), odd = _mm512_loadu_ps(votes + j + kTile);
-    for (int64_t r = 0; r < count; r++) {
-      const __m512i pairs = _mm512_loadu_si512(exponentials + r * padded + j);
-      const __m512 factor = _mm512_set1_ps(inverse_sum[r]);
-      even = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), factor, even);
-      odd = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(pairs, high)), factor, odd);
-    }
-    _mm512_storeu_ps(votes + j, even);
-    _mm512_storeu_ps(votes + j + kTile, odd);
+// For every two of 32 queries one over their sums of exponentials, as a pair of bf16; zero beyond the first `count`.
+void pair_factors(int64_t count, const float* inverse_sum, __m512bh* factors) {
+  for (int64_t r = 0; r < kPair; r += 2) {
+    const auto of = [&](int64_t i) { return static_cast<uint32_t>(BFloat16(i < count ? inverse_sum[i] : 0.f).x); };
+    factors[r / 2] = as_bf16(_mm512_set1_epi32(static_cast<int>(of(r) | of(r + 1) << 16)));
   }
 }
 
-// The context of `count` queries from their exponentials, into rows that lie `width` elements apart.
+// Adds what `count` queries give 32 keys to the keys' votes, from the exponentials of two queries at a time.  Interleaving two rows
+// reorders the keys: `place_of_vote` says where each is kept.
+void vote(const BFloat16* exponentials, int64_t count, int64_t padded, const __m512bh* factors, float* votes) {
+  __m512 low = _mm512_load_ps(votes), high = _mm512_load_ps(votes + kTile);
+  for (int64_t r = 0; r < count; r += 2, exponentials += 2 * padded) {
+    const __m512i first = _mm512_load_si512(exponentials), second = _mm512_load_si512(exponentials + padded);
+    low = _mm512_dpbf16_ps(low, as_bf16(_mm512_unpacklo_epi16(first, second)), factors[r / 2]);
+    high = _mm512_dpbf16_ps(high, as_bf16(_mm512_unpackhi_epi16(first, second)), factors[r / 2]);
+  }
+  _mm512_store_ps(votes, low);
+  _mm512_store_ps(votes + kTile, high);
+}
+
+int64_t place_of_vote(int64_t key) { return key / kPair * kPair + key % 8 / 4 * kTile + key % kPair / 8 * 4 + key % 4; }
+
+// The context of `count` queries from their exponentials, into rows that lie `width` elements apart, and their votes where wanted.
 void weigh_tiles(int64_t count, int64_t padded, int64_t size, const float* inverse_sum, BFloat16* context, int64_t width,
-                 TileBuffers& b) {
+                 bool with_votes, TileBuffers& b) {
   const int64_t depth = round_up(size, kPair);
+  __m512bh factors[kTile];
+  pair_factors(count, inverse_sum, factors);
   const BFloat16* values = b.values.data();
   for (int64_t c = 0; c < depth; c += kPair, values += kPair * padded) {
     zero_four();
-    for (int64_t j = 0; j < padded; j += kPair)
-      multiply_four(b.exponentials.data() + j, 2 * padded, values + j * kTile, values + (padded + j) * kTile);
+    for (int64_t j = 0; j < padded; j += kPair) {
+      const BFloat16* exponentials = b.exponentials.data() + j;
+      multiply_four(exponentials, 2 * padded, values + j * kTile, values + (padded + j) * kTile);
+      if (with_votes && c == 0) vote(exponentials, count, padded, factors, b.votes.data() + j);
+    }
     store_four(b.context.data() + c, depth);
   }
   for (int64_t r = 0; r < count; r++)
@@ -193,29 +221,23 @@ void attend_bf16(const BFloat16* fused, BFloat16* context, float* votes, int64_t
                  TileBuffers& b) {
   const int64_t width = heads * size, stride = 3 * width, padded = round_up(length, kPair), depth = round_up(size, kPair);
   const float scale = 1.44269504f / std::sqrt(static_cast<float>(size));  // exponentials of two
-  copy_rows(fused + 2 * width, stride, length, size, padded, depth, b.rows.data());
-  pack_values(b.rows.data(), padded, depth, b.values.data());
-  copy_rows(fused + width, stride, length, size, padded, depth, b.rows.data());
-  pack_keys(b.rows.data(), padded, depth, b.keys.data());
-  float longest_key = 0.f;
-  for (int64_t j = 0; j < length; j++) longest_key = std::max(longest_key, squared_norm(b.rows.data() + j * depth, depth));
-  longest_key = std::sqrt(longest_key);
-  copy_rows(fused, stride, length, size, padded, depth, b.rows.data());
+  pack_values(fused + 2 * width, stride, length, size, padded, depth, b.values.data());
+  const float longest_key = pack_keys(fused + width, stride, length, size, padded, depth, b.keys.data());
+  const BFloat16* queries = b.queries.data();
   std::fill_n(b.votes.begin(), padded, 0.f);
   for (int64_t first = 0; first < length; first += kPair) {
-    const BFloat16* queries = b.rows.data() + first * depth;
     const int64_t count = std::min(kPair, length - first);
+    copy_rows(fused + first * stride, stride, count, size, depth, b.queries.data());
     float shift[kPair], inverse_sum[kPair];
-    for (int64_t r = 0; r < count; r++) shift[r] = scale * longest_key * std::sqrt(squared_norm(queries + r * depth, depth));
+    for (int64_t r = 0; r < count; r++) shift[r] = scale * longest_key * norm_of(queries + r * depth, depth);
     if (!exponentials(queries, count, length, padded, depth, scale, shift, inverse_sum, b)) {
       largest_scores(queries, count, length, padded, depth, scale, shift, b);
       exponentials(queries, count, length, padded, depth, scale, shift, inverse_sum, b);
     }
-    if (votes != nullptr) vote(b.exponentials.data(), count, padded, inverse_sum, b.votes.data());
-    weigh_tiles(count, padded, size, inverse_sum, context + first * width, width, b);
+    weigh_tiles(count, padded, size, inverse_sum, context + first * width, width, votes != nullptr, b);
   }
   if (votes != nullptr)
-    for (int64_t j = 0; j < length; j++) votes[j] = b.votes[j / kPair * kPair + j % 2 * kTile + j % kPair / 2];
+    for (int64_t j = 0; j < length; j++) votes[j] = b.votes[place_of_vote(j)];
 }
 
 }  // namespace

@@ -69,8 +69,8 @@ struct Linear {
 
 // Rows on their way through linear layers, kBlock at a time, in what one thread works in.
 struct Block {
-  std::vector<float> row, inner, result;
-  std::vector<uint8_t> bytes;
+  Workspace<float> row, inner, result;
+  Workspace<uint8_t> bytes;
   float largest[kBlock];
   Tiles tiles;
   Block(int64_t depth, int64_t inner, int64_t columns)
@@ -104,15 +104,30 @@ void each_block(int64_t rows, int64_t depth, int64_t inner, int64_t columns, con
   });
 }
 
+// The rows of a matrix that an operator reads: those of an index, or all.
+class Rows {
+  const Tensor index_;
+  const int64_t* chosen_;
+
+ public:
+  const int64_t count;
+  Rows(const std::optional<Tensor>& index, int64_t all)
+      : index_(index ? index->contiguous() : Tensor()), chosen_(index ? index_.data_ptr<int64_t>() : nullptr),
+        count(index ? index_.size(0) : all) {}
+  int64_t operator[](int64_t row) const { return chosen_ == nullptr ? row : chosen_[row]; }
+};
+
 template <typename Element>
-Tensor linear_to(const Tensor& x, const Linear& layer, int64_t columns, at::ScalarType type) {
+Tensor linear_to(const Tensor& x, const std::optional<Tensor>& index, const Linear& layer, int64_t columns,
+                 at::ScalarType type) {
   const Tensor input = x.contiguous();
-  Tensor result = at::empty({input.size(0), columns}, input.options().dtype(type));
+  const Rows rows(index, input.size(0));
+  Tensor result = at::empty({rows.count, columns}, input.options().dtype(type));
   const float* source = input.data_ptr<float>();
   Element* target = result.data_ptr<Element>();
   const int64_t size = input.size(1);
-  each_block(input.size(0), layer.depth, 0, 0, [&](int64_t first, int64_t count, Block& block) {
-    for (int64_t r = 0; r < count; r++) block.take(r, source + (first + r) * size, size, layer);
+  each_block(rows.count, layer.depth, 0, 0, [&](int64_t first, int64_t count, Block& block) {
+    for (int64_t r = 0; r < count; r++) block.take(r, source + rows[first + r] * size, size, layer);
     block.apply(layer, [&](int64_t r, int64_t n, __m512 values) {
       if (r < count && n < columns) store_lanes(target + (first + r) * columns + n, values, first_lanes(columns - n));
     });
@@ -120,11 +135,12 @@ Tensor linear_to(const Tensor& x, const Linear& layer, int64_t columns, at::Scal
   return result;
 }
 
-Tensor linear(const Tensor& x, TensorList layer, at::ArrayRef<double> range, int64_t columns, bool half) {
+Tensor linear(const Tensor& x, const std::optional<Tensor>& rows, TensorList layer, at::ArrayRef<double> range,
+              int64_t columns, bool half) {
 #ifdef __AVX512BF16__
-  if (half) return linear_to<BFloat16>(x, Linear(layer, range), columns, at::kBFloat16);
+  if (half) return linear_to<BFloat16>(x, rows, Linear(layer, range), columns, at::kBFloat16);
 #endif
-  const Tensor result = linear_to<float>(x, Linear(layer, range), columns, at::kFloat);
+  const Tensor result = linear_to<float>(x, rows, Linear(layer, range), columns, at::kFloat);
   return half ? result.to(at::kBFloat16) : result;
 }
 
@@ -158,22 +174,20 @@ struct Norm {
 };
 
 template <typename Element>
-Tensor linear_add_norm_of(const Tensor& x, const Tensor& residual, const std::optional<Tensor>& rows, const Linear& layer,
+Tensor linear_add_norm_of(const Tensor& x, const Tensor& residual, const std::optional<Tensor>& index, const Linear& layer,
                           const Norm& norm) {
   const Tensor input = x.contiguous(), second = residual.contiguous();
-  const Tensor index = rows ? rows->contiguous() : Tensor();
-  const int64_t count_all = rows ? index.size(0) : input.size(0), depth = input.size(1), size = second.size(1);
-  Tensor result = at::empty({count_all, size}, second.options());
+  const Rows rows(index, input.size(0));
+  const int64_t depth = input.size(1), size = second.size(1);
+  Tensor result = at::empty({rows.count, size}, second.options());
   const Element* source = input.data_ptr<Element>();
   const float* other = second.data_ptr<float>();
-  const int64_t* chosen = rows ? index.data_ptr<int64_t>() : nullptr;
   float* target = result.data_ptr<float>();
-  const auto place = [&](int64_t row) { return chosen == nullptr ? row : chosen[row]; };
-  each_block(count_all, layer.depth, 0, layer.columns, [&](int64_t first, int64_t count, Block& block) {
-    for (int64_t r = 0; r < count; r++) block.take(r, source + place(first + r) * depth, depth, layer);
+  each_block(rows.count, layer.depth, 0, layer.columns, [&](int64_t first, int64_t count, Block& block) {
+    for (int64_t r = 0; r < count; r++) block.take(r, source + rows[first + r] * depth, depth, layer);
     block.apply(layer, [&](int64_t r, int64_t n, __m512 values) { _mm512_storeu_ps(&block.result[r * layer.columns + n], values); });
     for (int64_t r = 0; r < count; r++)
-      norm(&block.result[r * layer.columns], other + place(first + r) * size, target + (first + r) * size, size);
+      norm(&block.result[r * layer.columns], other + rows[first + r] * size, target + (first + r) * size, size);
   });
   return result;
 }
@@ -220,23 +234,29 @@ Tensor embed(TensorList tables, TensorList scales, TensorList numbers, TensorLis
 
 std::tuple<Tensor, Tensor> select_rows(const Tensor& significance, const Tensor& offsets, const Tensor& kept) {
   const float* score = significance.data_ptr<float>();
-  const int64_t *bound = offsets.data_ptr<int64_t>(), *wanted = kept.data_ptr<int64_t>();
-  std::vector<int64_t> order, chosen, dropped;
-  for (int64_t b = 0; b + 1 < offsets.size(0); b++) {
-    const int64_t first = bound[b], length = bound[b + 1] - first, count = std::min(wanted[b], length);
+  const int64_t *bound = offsets.data_ptr<int64_t>(), *wanted = kept.data_ptr<int64_t>(), samples = offsets.size(0) - 1;
+  std::vector<int64_t> begin(samples + 1);  // of each sequence among the chosen rows
+  for (int64_t b = 0; b < samples; b++) begin[b + 1] = begin[b] + std::min(wanted[b], bound[b + 1] - bound[b]);
+  Tensor chosen = at::empty({begin[samples]}, kept.options());
+  Tensor dropped = at::empty({significance.size(0) - begin[samples]}, kept.options());
+  int64_t *taken = chosen.data_ptr<int64_t>(), *left = dropped.data_ptr<int64_t>();
+  const auto make = [] { return std::pair<std::vector<int64_t>, std::vector<bool>>(); };
+  share_out(samples, make, [&](int64_t b, auto& workspace) {
+    auto& [order, keeps] = workspace;
+    const int64_t first = bound[b], length = bound[b + 1] - first, count = begin[b + 1] - begin[b];
     const auto before = [&](int64_t i, int64_t j) {  // the first token, then the more significant, then the earlier ones
-      if (i == first || j == first) return i == first && j != first;
-      return score[i] != score[j] ? score[i] > score[j] : i < j;
+      if (i == 0 || j == 0) return i == 0 && j != 0;
+      return score[first + i] != score[first + j] ? score[first + i] > score[first + j] : i < j;
     };
     order.resize(length);
-    std::iota(order.begin(), order.end(), first);
+    std::iota(order.begin(), order.end(), 0);
     if (count < length) std::nth_element(order.begin(), order.begin() + count, order.end(), before);
-    std::sort(order.begin(), order.begin() + count);
-    std::sort(order.begin() + count, order.end());
-    chosen.insert(chosen.end(), order.begin(), order.begin() + count);
-    dropped.insert(dropped.end(), order.begin() + count, order.end());
-  }
-  return {at::tensor(chosen, kept.options()), at::tensor(dropped, kept.options())};
+    keeps.assign(length, false);
+    for (int64_t i = 0; i < count; i++) keeps[order[i]] = true;
+    int64_t *kept_row = taken + begin[b], *dropped_row = left + first - bound[0] - begin[b];
+    for (int64_t i = 0; i < length; i++) *(keeps[i] ? kept_row : dropped_row)++ = first + i;
+  });
+  return {chosen, dropped};
 }
 
 // ---- the feed-forward block ---------------------------------------------------------------------------------------

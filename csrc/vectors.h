@@ -9,6 +9,7 @@
 #include <immintrin.h>
 
 #include <atomic>
+#include <new>
 
 namespace {
 
@@ -17,6 +18,18 @@ using Vec = at::vec::Vectorized<float>;
 constexpr int64_t kLanes = Vec::size();
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// A vector that begins with a line of the cache: tiles and whole registers that cross lines take twice as long.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* values, size_t) { ::operator delete(values, kLine); }
+  bool operator==(const LineAllocator&) const = default;
+};
+template <typename T>
+using Workspace = std::vector<T, LineAllocator<T>>;
 
 // Calls step(index, count) for every vector of `size` floats.
 template <typename Step>

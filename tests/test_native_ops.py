@@ -92,7 +92,7 @@ def test_attention_in_bf16_is_that_of_pytorch_but_for_its_rounding(implementatio
     assert context.dtype == torch.bfloat16 and significance.dtype == torch.float32
     assert (context.float() - expected).norm() < 0.005 * expected.norm()  # bf16 has steps of 0.004
     assert (significance - votes).norm() < 0.005 * votes.norm()
-    assert significance.sum().item() == pytest.approx(heads * sum(lengths), rel=2e-3)
+    assert significance.sum().item() == pytest.approx(heads * sum(lengths), rel=4e-3)
 
 
 def test_attention_in_bf16_is_right_where_the_longest_key_is_far_from_all_queries(implementation):
@@ -131,7 +131,7 @@ def identity(size, scale=None, zero_point=0, shrink=None):
     """The arguments of a linear operator that gives its input back, once through bytes."""
     eye = torch.eye(size, dtype=torch.int8), torch.ones(size), torch.zeros(size)
     layer = Int8Linear(*eye, scale, zero_point, None if shrink is None else 1 / shrink)
-    return native_ops.pack_linear(layer), [scale or 0.0, float(zero_point)], size, False
+    return None, native_ops.pack_linear(layer), [scale or 0.0, float(zero_point)], size, False
 
 
 @pytest.mark.parametrize("rows, size", [(1, 384), (129, 1536), (7, 33), (3, 5)])
@@ -184,9 +184,11 @@ SHAPES = [(384, 1152), (384, 384), (33, 20), (64, 2)]
 def test_a_linear_layer_is_the_int8_module(implementation, rows, inputs, outputs, by_token):
     layer, arguments = int8_linear(inputs, outputs, by_token)
     x, _ = packed([rows], inputs)
-    found = implementation.linear(x, *arguments, outputs, False)
+    found = implementation.linear(x, None, *arguments, outputs, False)
     assert_close_but_for_flipped_bytes(found, layer(x))
-    assert torch.equal(implementation.linear(x, *arguments, outputs, True), found.to(torch.bfloat16))
+    assert torch.equal(implementation.linear(x, None, *arguments, outputs, True), found.to(torch.bfloat16))
+    chosen = torch.arange(0, rows, 2)
+    assert torch.equal(implementation.linear(x, chosen, *arguments, outputs, False), found[chosen])
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -217,7 +219,7 @@ def test_a_feed_forward_block_is_that_of_the_modules(implementation, rows, size,
 def test_gelu_is_that_of_pytorch(implementation):
     x = torch.zeros(2001, 64)
     x[:, 0] = torch.linspace(-8, 8, 2001)  # alone in its row, so that bytes by token are exact
-    layer, norm = identity(64)[:2], [torch.ones(64), torch.zeros(64)]
+    layer, norm = identity(64)[1:3], [torch.ones(64), torch.zeros(64)]
     normed = implementation.feed_forward(x, *layer, *layer, norm, 1e6)  # eps: almost no normalisation
     largest = x[:, 0] + F.gelu(x[:, 0])
     variance = largest.double() ** 2 * (1 / 64 - 1 / 64**2)
@@ -235,7 +237,7 @@ def test_the_operators_say_what_they_return_before_they_run(implementation):
         (ops.attention_int8, (fused, offsets, 2, False)),
         (ops.embed, ([x.detach()], [], [torch.tensor([3, 1])], norm, 1e-5)),
         (ops.select_rows, (torch.rand(5), torch.tensor([0, 2, 5]), torch.tensor([1, 2]))),
-        (ops.linear, (x, *up, 40, True)),
+        (ops.linear, (x, torch.tensor([2]), *up, 40, True)),
         (ops.linear_add_norm, (x, x.clone(), torch.tensor([1, 3]), *square, norm, 1e-12)),
         (ops.feed_forward, (x, *up, *down, norm, 1e-12)),
     ]:
@@ -251,7 +253,7 @@ from int8_modules import Int8Embedding, Int8Linear
 native_ops.FLAGS += ["-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"]
 assert native_ops.load_fused_operators(Path(sys.argv[1])) and not native_ops.fused_operators_loaded("attention_bf16")
 layer = Int8Linear.from_float(nn.Linear(100, 70), (-3.0, 3.0))
-arguments = native_ops.pack_linear(layer), [layer.input_scale, float(layer.input_zero_point)], 70, False
+arguments = None, native_ops.pack_linear(layer), [layer.input_scale, float(layer.input_zero_point)], 70, False
 x = torch.randn(45, 100)
 torch.testing.assert_close(torch.ops.quala.linear(x, *arguments), native_ops.linear(x, *arguments), atol=1e-5, rtol=1e-5)
 """
@@ -346,8 +348,10 @@ def test_embeddings_are_those_of_the_modules(implementation, int8):
         ([4096], [(0, 1)]),
         ([4000, 97], [(0, 1), (1, 2)]),
         ([1800, 1800, 1800], [(0, 2), (2, 3)]),
+        ([384] * 32, [(0, 11), (11, 22), (22, 32)]),
         ([0, 0, 5], [(0, 3)]),
+        ([0, 0], [(0, 2)]),
     ],
 )
-def test_micro_batches_hold_about_as_many_tokens_as_stay_in_the_cache(lengths, expected):
+def test_micro_batches_have_about_as_many_tokens_each(lengths, expected):
     assert micro_batches(lengths) == expected
