@@ -7,7 +7,7 @@
 Latency: one window and 32, padded to --max_seq_length.  Throughput: the questions of the whole set (or --max_questions drawn
 by --seed) at their real lengths, windows sorted by length, in batches of --batch_sizes padded to their longest, without
 post-processing.  Both at full length and at the length config.  Every engine's logits are compared with the float32
-reader's at the same config, and its answers are scored.  Leaves the numbers as JSON, a table (.md) and a picture (.png).
+reader's at the same config (--without_float32: not, for it takes most of the time), and its answers are scored.  Leaves the numbers as JSON, a table (.md) and a picture (.png).
 
 It runs in any environment that has the engines asked for: those of --peers need benchmarks/requirements-peers.txt, an INT8
 folder for IPEX needs requirements-ipex.txt.  --beside names results of another environment for the same picture.
@@ -69,6 +69,9 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--int8", nargs="*", default=[], help="folders of INT8 readers, from --tune, each for a backend"
     )
     parser.add_argument("--bf16", action="store_true", help="the float reader in bf16 too")
+    parser.add_argument(
+        "--without_float32", action="store_true", help="leave out the float32 reader, and the comparison with it"
+    )
     parser.add_argument("--peers", help="folder from benchmarks/make_peers.py")
     parser.add_argument("--validation_file", required=True, help="questions that are timed")
     parser.add_argument("--length_config", required=True, help='the config beside full length: "(315, 251, ...)"')
@@ -96,6 +99,8 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} must be at least 1.")
     if args.output.suffix != ".json":
         parser.error(f"--output {args.output} must end in .json.")
+    if args.without_float32 and not (args.int8 or args.bf16 or args.peers):
+        parser.error("--without_float32 leaves nothing to measure: name --int8, --bf16 or --peers.")
     return args
 
 
@@ -108,9 +113,9 @@ def check_source(what: str, made_from: str | None, args: argparse.Namespace) -> 
 
 
 def open_models(args: argparse.Namespace, model_type: str) -> dict[str, object]:
-    """The models by the engines' names, the float32 reader first."""
-    reader = MODEL_CLASSES[model_type].from_pretrained(args.model, dtype=torch.float32)
-    models = {"float32 reader": reader.eval()}
+    """The models by the engines' names, the float32 reader first if it is wanted."""
+    reader = MODEL_CLASSES[model_type].from_pretrained(args.model, dtype=torch.float32).eval()
+    models = {} if args.without_float32 else {"float32 reader": reader}
     if args.bf16:
         load_fused_operators(engine_cache(args.engine_cache_dir))
         models["bf16 reader"] = reader

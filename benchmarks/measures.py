@@ -38,8 +38,10 @@ def agreement(logits: list[np.ndarray], reference: list[np.ndarray]) -> dict[str
     }
 
 
-def compared(contenders: list[Contender], logits: dict[int, list[np.ndarray]]) -> list[dict]:
-    """The agreement of each contender with the float32 reader at the same config; the first contenders are that."""
+def compared(args: argparse.Namespace, contenders: list[Contender], logits: dict[int, list[np.ndarray]]) -> list[dict]:
+    """The agreement of each contender with the float32 reader at the same config, if the first contenders are that."""
+    if args.without_float32:
+        return [{} for _ in contenders]
     reference = {contender.facts["at"]: logits[index] for index, contender in reversed([*enumerate(contenders)])}
     return [agreement(logits[index], reference[contender.facts["at"]]) for index, contender in enumerate(contenders)]
 
@@ -53,7 +55,7 @@ def measure_latency(
         batch = padded_batch(tokenizer, questions.features.select(range(size)), args.max_seq_length)
         logits = {index: [run(contender, batch)] for index, contender in enumerate(contenders)}
         timed = benchmark_rows(contenders, batch, repeats=args.repeats, pause=PAUSE)
-        for row, facts in zip(timed, compared(contenders, logits)):
+        for row, facts in zip(timed, compared(args, contenders, logits)):
             each = {"ms_a_window": row["latency_ms_median"] / size, "ms_a_window_p90": row["latency_ms_p90"] / size}
             rows.append(row | each | facts)
     return rows
@@ -70,7 +72,7 @@ def measure_throughput(args: argparse.Namespace, contenders: list[Contender], to
     rows, asked = [], len(questions.examples)
     for size in args.batch_sizes:
         seconds, logits = time_windows(args, contenders, tokenizer, questions.features, size)
-        agreements = compared(contenders, logits)
+        agreements = compared(args, contenders, logits)
         for index, contender in enumerate(contenders):
             speed = {"questions": asked, "windows": len(questions.features), "batch_size": size, "passes": args.passes}
             speed |= {"questions_per_second": asked / seconds[index][0]}

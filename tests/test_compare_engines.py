@@ -117,6 +117,7 @@ MAKE = ["--model", "m", "--train_file", "f", "--length_config", "(2, 1)", "--out
         (compare_engines, [*COMPARE, "--max_questions", "0"], "--max_questions must be at least 1"),
         (compare_engines, [*COMPARE, "--output", "o.txt"], "must end in .json"),
         (compare_engines, [*COMPARE, "--modes", "speed"], "invalid choice"),
+        (compare_engines, [*COMPARE, "--without_float32"], "leaves nothing to measure"),
         (make_peers, [*MAKE, "--num_calibration_samples", "0"], "--num_calibration_samples must be at least 1"),
         (make_peers, [*MAKE, "--engines", "tvm"], "invalid choice"),
     ],
@@ -158,6 +159,16 @@ def test_a_comparison_leaves_json_table_and_picture(dynamic, squad_v1_file, tmp_
     assert results["latency"][0]["sequence_length"] == 64 and results["environment"]["cpu"]
     assert output.with_suffix(".md").read_text().count("| float32 reader |") == 8
     assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_the_float32_reader_nothing_is_compared_with_it(dynamic, squad_v1_file, tmp_path, capsys):
+    output = tmp_path / "engines.json"
+    given = ["--model", dynamic, "--validation_file", squad_v1_file, "--length_config", "(40, 20, 10)", "--bf16"]
+    given += ["--max_seq_length", 64, "--doc_stride", 16, "--passes", 1, "--modes", "throughput", "--without_float32"]
+    compare_engines.compare(compare_engines.read_arguments([*map(str, given), "--output", str(output)]))
+    rows = json.loads(output.read_text())["throughput"]
+    assert [(row["engine"], row["at"]) for row in rows] == [("bf16 reader", "full"), ("bf16 reader", "config")]
+    assert all("same_spans" not in row and "f1" in row for row in rows)
 
 
 def test_the_picture_needs_an_engine_at_full_length(tmp_path):
