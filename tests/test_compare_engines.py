@@ -1,5 +1,6 @@
 """The comparison with other engines, as far as it goes without them: benchmarks/."""
 
+import argparse
 import json
 import sys
 
@@ -53,7 +54,7 @@ def test_every_engine_is_compared_with_the_first_one_at_the_same_config():
     at = ("full", "config", "full", "config")
     contenders = [Contender(None, (1,), facts={"at": name}) for name in at]
     logits = {number: [np.full((2, 1, 3), float(value))] for number, value in enumerate((1, 5, 2, 8))}
-    rows = measures.compared(contenders, logits)
+    rows = measures.compared(argparse.Namespace(without_float32=False), contenders, logits)
     assert [row["logit_difference_max"] for row in rows] == [0, 0, 1, 3]
 
 
