@@ -60,12 +60,9 @@ class Packed:
     positions: torch.Tensor
 
     def select(self, significance: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, "Packed"]:
-        """The rows of the `kept` (B) most significant tokens of each sequence, the others, and what the former are packed as.
-
-        No sequence has fewer tokens than it shall keep.
-        """
-        chosen, dropped = ops.select_rows(significance, self.offsets, kept)
-        return chosen, dropped, Packed(F.pad(kept.cumsum(0), (1, 0)), self.positions[chosen])
+        """The rows of the `kept` (B) most significant tokens of each sequence, the others, and what the former are packed as."""
+        chosen, dropped, offsets = ops.select_rows(significance, self.offsets, kept)
+        return chosen, dropped, Packed(offsets, self.positions[chosen])
 
 
 class NativeLayer(nn.Module):

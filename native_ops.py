@@ -40,7 +40,7 @@ for _attention in ("attention", "attention_bf16", "attention_int8"):
         f"{_attention}(Tensor fused, Tensor offsets, int heads, bool with_significance) -> (Tensor, Tensor)"
     )
 LIBRARY.define("embed(Tensor[] tables, Tensor[] scales, Tensor[] numbers, Tensor[] norm, float eps) -> Tensor")
-LIBRARY.define("select_rows(Tensor significance, Tensor offsets, Tensor kept) -> (Tensor, Tensor)")
+LIBRARY.define("select_rows(Tensor significance, Tensor offsets, Tensor kept) -> (Tensor, Tensor, Tensor)")
 # A layer is what `pack_linear` gives; range is scale and zero point of its input, scale 0 if each row has its own.
 LIBRARY.define("linear(Tensor x, Tensor? rows, Tensor[] layer, float[] range, int columns, bool half) -> Tensor")
 LIBRARY.define(
@@ -122,7 +122,7 @@ def embed(tables, scales, numbers, norm, eps):
 
 
 def select_rows(significance, offsets, kept):
-    """The rows of the `kept` (B) most significant tokens of each sequence, in order, and all other rows.
+    """The rows of the `kept` (B) most significant tokens of each sequence, in order, all other rows, and the offsets of the former.
 
     The first token, [CLS], is always among the kept; a shorter sequence keeps all its tokens.
     """
@@ -133,7 +133,7 @@ def select_rows(significance, offsets, kept):
     scores[:, 0] = math.inf
     ranks = scores.sort(dim=1, descending=True, stable=True).indices.argsort(1)
     chosen = (ranks < kept[:, None])[column < lengths[:, None]]
-    return chosen.nonzero().squeeze(1), (~chosen).nonzero().squeeze(1)
+    return chosen.nonzero().squeeze(1), (~chosen).nonzero().squeeze(1), F.pad(kept.cumsum(0), (1, 0))
 
 
 def pack_linear(layer: Int8Linear) -> list[torch.Tensor]:
@@ -209,12 +209,14 @@ def _(tables, scales, numbers, norm, eps):
 @torch.library.register_fake("quala::select_rows")
 def _(significance, offsets, kept):
     sizes = [torch.library.get_ctx().new_dynamic_size() for _ in range(2)]
-    return tuple(offsets.new_empty(size) for size in sizes)
+    return (*(offsets.new_empty(size) for size in sizes), torch.empty_like(offsets))
 
 
 @torch.library.register_fake("quala::linear")
 def _(x, rows, layer, range, columns, half):
-    return x.new_empty((x if rows is None else rows).shape[0], columns, dtype=torch.bfloat16 if half else torch.float32)
+    return x.new_empty(
+        (x if rows is None else rows).shape[0], columns, dtype=torch.bfloat16 if half else torch.float32
+    )
 
 
 @torch.library.register_fake("quala::linear_add_norm")

@@ -7,6 +7,7 @@
 #include "attention_float.h"
 #include "attention_int8.h"
 #include "rows.h"
+#include "tokens.h"
 
 TORCH_LIBRARY_IMPL(quala, CPU, library) {
   library.impl("attention", each_head<float, FloatBuffers, attend_float>);

@@ -116,7 +116,11 @@ std::tuple<Tensor, Tensor> each_head(
     attend(source + first * 3 * width + head * size, target + first * width + head * size,
            with_significance ? vote + head * tokens + first : nullptr, length, heads, size, buffers);
   });
-  return {context, with_significance ? votes.sum(0) : votes.new_empty({0})};
+  Tensor significance = at::zeros({with_significance ? tokens : 0}, votes.options());
+  float* total = significance.data_ptr<float>();
+  for (int64_t row = 0; row < votes.size(0); row++)
+    for (int64_t i = 0; i < tokens; i++) total[i] += vote[row * tokens + i];
+  return {context, significance};
 }
 
 }  // namespace

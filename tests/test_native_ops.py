@@ -310,15 +310,16 @@ def test_selecting_from_packed_sequences_is_selecting_from_padded_ones(implement
     lengths, generator = torch.tensor([6, 1, 9, 4]), torch.Generator().manual_seed(0)
     offsets, real = F.pad(lengths.cumsum(0), (1, 0)), torch.arange(9) < lengths[:, None]
     significance = torch.rand(4, 9, generator=generator)
-    rows, dropped = implementation.select_rows(significance[real], offsets, torch.full((4,), 4))
+    rows, dropped, packed = implementation.select_rows(significance[real], offsets, torch.full((4,), 4))
     kept, _ = select_tokens(significance, real, 4)
     positions = (kept + 9 * torch.arange(4)[:, None])[real.gather(1, kept)]
     assert torch.equal(rows, real.flatten().cumsum(0)[positions] - 1)
     assert dropped.tolist() == sorted({*range(20)} - {*rows.tolist()})
+    assert packed.tolist() == [0, 4, 5, 9, 13]
 
 
 def test_of_equally_significant_tokens_the_earlier_ones_stay(implementation):
-    rows, dropped = implementation.select_rows(torch.ones(7), torch.tensor([0, 0, 7]), torch.tensor([1, 3]))
+    rows, dropped, _ = implementation.select_rows(torch.ones(7), torch.tensor([0, 0, 7]), torch.tensor([1, 3]))
     assert rows.tolist() == [0, 1, 2] and dropped.tolist() == [3, 4, 5, 6]
 
 
