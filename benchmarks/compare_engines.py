@@ -7,7 +7,8 @@
 Latency: one window and 32, padded to --max_seq_length.  Throughput: the questions of the whole set (or --max_questions drawn
 by --seed) at their real lengths, windows sorted by length, in batches of --batch_sizes padded to their longest, without
 post-processing.  Both at full length and at the length config.  Every engine's logits are compared with the float32
-reader's at the same config (--without_float32: not, for it takes most of the time), and its answers are scored.  Leaves the numbers as JSON, a table (.md) and a picture (.png).
+reader's at the same config, unless --without_float32 leaves that out (it takes most of the time), and its answers are
+scored.  Leaves the numbers as JSON, a table (.md) and a picture (.png).
 
 It runs in any environment that has the engines asked for: those of --peers need benchmarks/requirements-peers.txt, an INT8
 folder for IPEX needs requirements-ipex.txt.  --beside names results of another environment for the same picture.

@@ -47,8 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1250, help="of every student's training (default: %(default)s)")
     parser.add_argument("--drop_steps", type=int, help="of LengthDrop (as many if unset)")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", default="1e-4", help="of the students (default: %(default)s)")
-    parser.add_argument("--drop_learning_rate", default="5e-5", help="of LengthDrop (default: %(default)s)")
+    parser.add_argument("--learning_rate", type=float, default=1e-4, help="of the students (default: %(default)s)")
+    parser.add_argument("--drop_learning_rate", type=float, default=5e-5, help="of LengthDrop (default: %(default)s)")
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--rates", default="[0.1, 0.2, 0.3]", help="constant ratios that LengthDrop is scored at")
     parser.add_argument("run_qa", nargs=argparse.REMAINDER, metavar="-- FLAGS OF run_qa.py")
@@ -62,11 +62,13 @@ def run_qa(folder: Path, result: str, flags: list[object], args: argparse.Namesp
     """The result file of a command that writes into `folder`; it is run unless the file is there."""
     if not (folder / result).is_file():
         command = [sys.executable, ROOT / "run_qa.py", *flags, *args.run_qa, "--output_dir", folder]
-        subprocess.run([*map(str, command)], check=True)
+        code = subprocess.run([*map(str, command)], check=False).returncode
+        if code:
+            sys.exit(code)  # run_qa.py has said why
     return json.loads((folder / result).read_text(encoding="utf-8"))
 
 
-def training(args: argparse.Namespace, model: object, steps: int, learning_rate: str) -> list[object]:
+def training(args: argparse.Namespace, model: object, steps: int, learning_rate: float) -> list[object]:
     """The flags that every training shares."""
     data = ["--train_file", args.train_file]
     sizes = ["--max_train_samples", args.questions, "--max_steps", steps, "--learning_rate", learning_rate]

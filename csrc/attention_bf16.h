@@ -53,7 +53,7 @@ float pack_keys(const BFloat16* source, int64_t stride, int64_t length, int64_t 
   const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(stride)));
   __m512 largest = _mm512_setzero_ps();
   for (int64_t j = 0; j < padded; j += kTile) {
-    const __mmask16 real = first_lanes(std::max<int64_t>(length - j, 0));
+    const __mmask16 real = first_lanes(length - j);
     __m512 squares = _mm512_setzero_ps();
     for (int64_t c = 0; c < depth; c += 2, target += kPair) {
       const __mmask16 rows = c < size ? real : 0;
@@ -74,7 +74,7 @@ void pack_values(const BFloat16* source, int64_t stride, int64_t length, int64_t
   for (int64_t c = 0; c < depth; c += kTile)
     for (int64_t j = 0; j < padded; j += 2, target += kPair) {
       const auto row = [&](int64_t i) {
-        const __mmask16 lanes = i < length ? first_lanes(std::max<int64_t>(size - c, 0)) : 0;
+        const __mmask16 lanes = i < length ? first_lanes(size - c) : 0;
         return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, source + i * stride + c));
       };
       _mm512_storeu_si512(target, _mm512_or_si512(row(j), _mm512_slli_epi32(row(j + 1), 16)));
@@ -137,7 +137,7 @@ bool exponentials(const BFloat16* queries, int64_t count, int64_t length, int64_
   const __m512 factor = _mm512_set1_ps(scale);
   std::fill_n(b.total, kPair * kTile, 0.f);
   each_score(queries, padded, depth, b, [&](int64_t j) {
-    const __mmask16 real_low = first_lanes(length - j), real_high = first_lanes(std::max<int64_t>(length - j - kTile, 0));
+    const __mmask16 real_low = first_lanes(length - j), real_high = first_lanes(length - j - kTile);
     for (int64_t r = 0; r < count; r++) {
       const float* scores = b.scores + r * kPair;
       const __m512 less = _mm512_set1_ps(-shift[r]);

@@ -54,7 +54,9 @@ void scale_row(const float* row, float factor, float* target, int64_t size) {
   });
 }
 
-__mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1 << count) - 1); }
+__mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1 << std::max<int64_t>(count, 0)) - 1);
+}
 
 void store_lanes(float* target, __m512 values, __mmask16 lanes) { _mm512_mask_storeu_ps(target, lanes, values); }
 

@@ -82,7 +82,7 @@ def test_attention_on_integers_takes_keys_values_and_queries_of_zero(implementat
     assert (context == 0).all() and torch.allclose(significance, torch.ones(9), rtol=1e-3)
 
 
-@pytest.mark.parametrize("heads, size", [(12, 32), (4, 64), (2, 16), (3, 20), (1, 40)])
+@pytest.mark.parametrize("heads, size", [(12, 32), (4, 64), (2, 16), (3, 20), (1, 40), (2, 5)])
 @pytest.mark.parametrize("lengths", [[384], [1], [7, 1, 129, 64], [33] * 64, [0, 5, 0], [700]])
 def test_attention_in_bf16_is_that_of_pytorch_but_for_its_rounding(implementation, heads, size, lengths):
     fused, offsets = packed(lengths, 3 * heads * size)
