@@ -62,9 +62,10 @@ def run_qa(folder: Path, result: str, flags: list[object], args: argparse.Namesp
     """The result file of a command that writes into `folder`; it is run unless the file is there."""
     if not (folder / result).is_file():
         command = [sys.executable, ROOT / "run_qa.py", *flags, *args.run_qa, "--output_dir", folder]
-        code = subprocess.run([*map(str, command)], check=False).returncode
-        if code:
-            sys.exit(code)  # run_qa.py has said why
+        try:
+            subprocess.run([*map(str, command)], check=True)
+        except subprocess.CalledProcessError as error:
+            sys.exit(error.returncode)  # run_qa.py has said why
     return json.loads((folder / result).read_text(encoding="utf-8"))
 
 
