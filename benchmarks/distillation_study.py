@@ -5,7 +5,8 @@
 
 The student is made of --student_layers of the teacher's layers and trained by the task loss only, by predictions, and by
 intermediate layers for the first half of the steps and predictions for the second.  The best of them by F1 is then trained
-with LengthDrop, its sub-models learning from the full model, from the teacher, or from both, and scored at constant ratios.
+with LengthDrop, its sub-models learning from the full model, from the teacher, or from both, and scored at constant ratios;
+so is, to tell LengthDrop from longer training, the same student after as many steps at full length.
 What follows `--` goes to every run_qa.py that trains or evaluates.  Runs whose results exist are not repeated.  Leaves a
 folder a run, distillation_study.json, and the tables it prints.
 """
@@ -33,7 +34,7 @@ STUDENTS = {  # name: (flags of a training, share of the steps), one after the o
     ],
     "relations, then prediction": [(["--relation_loss_ratio", "1"], 0.5), (["--pred_distill"], 0.5)],
 }
-SOURCES = ("self", "teacher", "both")
+SOURCES = ("self", "teacher", "both")  # of what sub-models learn
 
 
 def parse_args() -> argparse.Namespace:
@@ -102,16 +103,19 @@ def train_student(name: str, args: argparse.Namespace) -> tuple[Path, dict]:
     return folder, scores
 
 
-def train_dynamic(source: str, student: Path, args: argparse.Namespace) -> list[dict]:
-    """Scores by constant ratio after LengthDrop whose sub-models learn from `source`, full length first."""
-    folder = args.output_dir / f"length_drop-{source}"
-    flags = [*training(args, student, args.drop_steps, args.drop_learning_rate), *scoring(args)]
-    flags += ["--length_adaptive", "--kl_direction", "full_sub"]
-    flags += ["--length_drop_ratio_bound", "0.3", "--num_sandwich", "1", "--length_drop_teacher", source]
-    if source != "self":
-        flags += learning(args)
+def length_drop(source: str, args: argparse.Namespace) -> list[object]:
+    """The flags of LengthDrop whose sub-models learn from `source`."""
+    flags = ["--length_adaptive", "--kl_direction", "full_sub", "--length_drop_teacher", source]
+    flags += ["--length_drop_ratio_bound", "0.3", "--num_sandwich", "1"]
+    return flags if source == "self" else [*flags, *learning(args)]
+
+
+def train_on(name: str, flags: list[object], student: Path, args: argparse.Namespace) -> list[dict]:
+    """Scores by constant ratio, full length first, of the student after another training, `name`, with `flags`."""
+    folder = args.output_dir / name
+    flags = [*training(args, student, args.drop_steps, args.drop_learning_rate), *scoring(args), *flags]
     full = run_qa(folder, "eval_results.json", flags, args)
-    return [full, *score_ratios(folder, args.output_dir / f"rates-{source}", args)]
+    return [full, *score_ratios(folder, args.output_dir / f"rates-{name}", args)]
 
 
 def score_ratios(model: Path, folder: Path, args: argparse.Namespace) -> list[dict]:
@@ -139,7 +143,9 @@ def main() -> None:
     print(table(["trained by", "EM", "F1"], [[name, *scores(row)] for name, row in results.items()]), flush=True)
     best = max(folders, key=lambda name: results[name]["eval_f1"])
     curves = {"before": [results[best], *score_ratios(folders[best], args.output_dir / "rates-before", args)]}
-    curves |= {source: train_dynamic(source, folders[best], args) for source in SOURCES}
+    for source in SOURCES:
+        curves[source] = train_on(f"length_drop-{source}", length_drop(source, args), folders[best], args)
+    curves["(no sub-models)"] = train_on("longer_training", [], folders[best], args)
     header = ["sub-models learn from", "full length", *(f"ratio {row['rate']}" for row in curves["before"][1:])]
     rows = [[name, *(f"{row['eval_f1']:.2f}" for row in curve)] for name, curve in curves.items()]
     print(f"\nLengthDrop of the student by {best}, F1:\n\n{table(header, rows)}")

@@ -57,7 +57,7 @@ def test_every_command_parses_without_a_warning_and_all_students_take_as_many_st
         if args.run.do_train:
             name = Path(args.run.output_dir).name.rsplit("-", 1)[0]
             steps[name] = steps.get(name, 0) + args.run.max_steps
-    assert steps.pop("length_drop") == 300 and len(steps) == 3 and set(steps.values()) == {100}
+    assert steps.pop("length_drop") == 300 and len(steps) == 4 and set(steps.values()) == {100}
 
 
 def test_the_best_student_is_trained_with_length_drop_by_every_teacher(commands, study, capsys):
@@ -67,6 +67,15 @@ def test_the_best_student_is_trained_with_length_drop_by_every_teacher(commands,
     dropped = [parse_args(flags) for flags in commands if "--length_adaptive" in flags]
     assert [args.distillation.length_drop_teacher for args in dropped] == ["self", "teacher", "both"]
     assert all(args.model.model_name_or_path.endswith("prediction-1") for args in dropped)
+
+
+def test_beside_length_drop_the_same_student_is_trained_as_long_at_full_length(commands, study, capsys):
+    study()
+    assert "| (no sub-models) | " in capsys.readouterr().out
+    (longer,) = [parse_args(flags) for flags in commands if flags[-1].endswith("/longer_training")]
+    dropped = next(parse_args(flags) for flags in commands if "--length_adaptive" in flags)
+    assert not longer.length_adaptive.length_adaptive and longer.model == dropped.model
+    assert (longer.run.max_steps, longer.run.learning_rate) == (dropped.run.max_steps, dropped.run.learning_rate)
 
 
 def test_runs_whose_results_exist_are_not_repeated(commands, study):
