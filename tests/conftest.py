@@ -6,10 +6,12 @@ import tempfile
 
 # datasets, evaluate and huggingface_hub read these when they are imported, so before any other import.
 CACHE = tempfile.mkdtemp(prefix="qa-tests-")
+# What is compiled is kept for all of pytest-xdist's processes, which have their parent's environment.
+COMPILED = os.environ.setdefault("QUALA_TESTS_COMPILED", CACHE)
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": CACHE,
-    "XDG_CACHE_HOME": CACHE,
+    "XDG_CACHE_HOME": COMPILED,
     "HF_DATASETS_CACHE": f"{CACHE}/datasets",
     "HF_EVALUATE_CACHE": f"{CACHE}/evaluate",
     "HF_METRICS_CACHE": f"{CACHE}/metrics",
