@@ -99,10 +99,11 @@ def observe_ranges(
     model = copy.deepcopy(model).eval()
     linears = linear_layers(model)
     replace_modules(model, {name: SmoothedLinear(linears[name], factors) for name, factors in smoothing.items()})
-    shapes = ({name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in batches[0]},)
+    example = {name: rows.repeat(2, 1) for name, rows in batches[0].items()}  # torch.export takes a size of one for fixed
+    shapes = ({name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in example},)
     with torch.no_grad(), ipex_hidden(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what torch.export finds in the libraries' own code
-        graph = inc_export(_Tensors(model).eval(), (batches[0],), dynamic_shapes=shapes)
+        graph = inc_export(_Tensors(model).eval(), (example,), dynamic_shapes=shapes)
         prepared = prepare(graph, config_class(act_algo=method))
         for batch in batches:
             prepared(batch)
