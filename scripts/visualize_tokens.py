@@ -115,9 +115,9 @@ def draw(path: Path, found: Trace, cost: dict[str, float]) -> None:
     for row, kept in enumerate(rows):
         plain = [(number - 0.5, 1) for number in kept if number not in found.answer]
         axes.broken_barh(plain, (row - 0.4, 0.8), color=BLUE, linewidth=0)
-        axes.broken_barh(
-            [(n - 0.5, 1) for n in kept if n in found.answer], (row - 0.45, 0.9), color=ORANGE, hatch="///"
-        )
+        answer = [(number - 0.5, 1) for number in kept if number in found.answer]
+        look = {"facecolor": ORANGE, "edgecolor": "black", "linewidth": 0}  # a hatch has the colour of the edge
+        axes.broken_barh(answer, (row - 0.45, 0.9), hatch="////", **look)
         axes.text(len(found.pieces) + 1, row, str(len(kept)), va="center", fontsize=9)
     axes.axvline(found.passage_begins - 0.5, color="black", linewidth=1, linestyle=":")
     axes.set_yticks(range(len(rows)), ["input", *(f"layer {n}" for n in range(1, len(rows)))])

@@ -63,6 +63,14 @@ def test_full_length_keeps_everything(dynamic):
     assert all(kept == list(range(len(found.pieces))) for kept in found.kept)
 
 
+def test_in_the_picture_the_answer_is_hatched_in_a_colour_that_is_not_its_own(script, found, tmp_path, drawn):
+    script.draw(tmp_path / "tokens.png", found, {"macs": 1, "full_macs": 2, "ms": 1, "full_ms": 2})
+    hatched = [bars for bars in drawn[0].axes[0].collections if bars.get_hatch()]
+    assert len(hatched) == 1 + len(found.kept)
+    for bars in hatched:
+        assert bars.get_edgecolor()[0].tolist() != bars.get_facecolor()[0].tolist()
+
+
 def test_the_page_shows_each_layer_with_what_it_keeps_and_drops(script, dynamic, tmp_path, capsys):
     context = tmp_path / "passage.txt"
     context.write_text(passage(1), encoding="utf-8")
