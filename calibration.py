@@ -99,7 +99,8 @@ def observe_ranges(
     model = copy.deepcopy(model).eval()
     linears = linear_layers(model)
     replace_modules(model, {name: SmoothedLinear(linears[name], factors) for name, factors in smoothing.items()})
-    example = {name: rows.repeat(2, 1) for name, rows in batches[0].items()}  # torch.export takes a size of one for fixed
+    # An example of one row would do for no other number of rows: torch.export takes a size of one for fixed.
+    example = {name: rows.repeat(2, 1) for name, rows in batches[0].items()}
     shapes = ({name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in example},)
     with torch.no_grad(), ipex_hidden(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what torch.export finds in the libraries' own code
