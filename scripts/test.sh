@@ -3,6 +3,5 @@
 source "$(dirname "$0")/common.sh"
 make_venv requirements.txt requirements-dev.txt
 export HF_HUB_OFFLINE=1
-# Two processes, as the tests that compile wait for one core; a file stays in one process, which shares its models. Files in
-# the order of their names: by their number of tests, as otherwise, the notebook of minutes would come last and alone.
-run "$(venv_python)" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# Two processes, as the tests that compile wait for one core; a file stays in one process, which shares its models.
+run "$(venv_python)" -m pytest -n 2 --dist loadfile "$@"
